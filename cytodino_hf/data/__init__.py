@@ -1,0 +1,1 @@
+"""From a folder of images to a `datasets.Dataset` with folds, transforms and a sampler."""

@@ -1,0 +1,1 @@
+"""From saved predictions to numbers with intervals, pictures and one report."""

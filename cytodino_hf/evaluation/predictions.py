@@ -1,0 +1,173 @@
+"""PREDICTIONS: the one object every report takes, its Parquet form, and the loop that makes it.
+
+The Parquet file has the columns `id, path, source, group, fold, label, logits, probabilities, prediction,
+model_revision`; `label` may be null; class codes in label order, and what a group is, stand in the file's
+metadata. Embeddings go into a sibling file by id.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError
+
+_METADATA_KEY = b"cytodino"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model said about some images.
+
+    Args:
+        ids, paths, sources: One text per image.
+        groups, folds: One text or None per image.
+        labels: (images,) int64, -1 where no label is known.
+        logits: (images, classes) float32.
+        classes: Class codes in label order.
+        model_revision: Which weights said so.
+        group_kind: What a group is, or None.
+    """
+
+    ids: list[str]
+    paths: list[str]
+    sources: list[str]
+    groups: list[str | None]
+    folds: list[str | None]
+    labels: np.ndarray
+    logits: np.ndarray
+    classes: tuple[str, ...]
+    model_revision: str
+    group_kind: str | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.ids)
+        sizes = {len(self.paths), len(self.sources), len(self.groups), len(self.folds), len(self.labels)}
+        if sizes != {n} or self.logits.shape != (n, len(self.classes)):
+            raise ValueError(
+                f"predictions disagree in length: {n} ids, columns {sorted(sizes)}, logits {self.logits.shape}, "
+                f"{len(self.classes)} classes"
+            )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Softmax of the logits, float32 (images, classes), computed in float64."""
+        logits = self.logits.astype(np.float64)
+        shifted = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
+        return (shifted / shifted.sum(axis=1, keepdims=True)).astype(np.float32)
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """The most probable class of each image, int64 (images,)."""
+        return self.logits.argmax(axis=1)
+
+    def select(self, rows: Sequence[int] | np.ndarray) -> Predictions:
+        """Only some rows, in the order given."""
+        rows = np.asarray(rows, dtype=np.int64)
+
+        def pick(values: list) -> list:
+            return [values[i] for i in rows]
+
+        return replace(
+            self,
+            ids=pick(self.ids),
+            paths=pick(self.paths),
+            sources=pick(self.sources),
+            groups=pick(self.groups),
+            folds=pick(self.folds),
+            labels=self.labels[rows],
+            logits=self.logits[rows],
+        )
+
+    def fold(self, name: str) -> Predictions:
+        """Only the rows of one fold."""
+        return self.select([i for i, fold in enumerate(self.folds) if fold == name])
+
+    def to_parquet(self, path: str | Path) -> None:
+        """Write the one schema of the project (see the module text)."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        floats = pa.list_(pa.float32())
+        table = pa.table(
+            {
+                "id": pa.array(self.ids, pa.string()),
+                "path": pa.array(self.paths, pa.string()),
+                "source": pa.array(self.sources, pa.string()),
+                "group": pa.array(self.groups, pa.string()),
+                "fold": pa.array(self.folds, pa.string()),
+                "label": pa.array(self.labels, pa.int64(), mask=self.labels < 0),
+                "logits": pa.array(list(self.logits.astype(np.float32)), floats),
+                "probabilities": pa.array(list(self.probabilities), floats),
+                "prediction": pa.array(self.predicted, pa.int64()),
+                "model_revision": pa.array([self.model_revision] * len(self), pa.string()),
+            }
+        )
+        about = {
+            "classes": list(self.classes),
+            "group_kind": self.group_kind,
+            "model_revision": self.model_revision,
+        }
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table.replace_schema_metadata({_METADATA_KEY: json.dumps(about)}), path)
+
+    @classmethod
+    def from_parquet(cls, path: str | Path) -> Predictions:
+        """Read what `to_parquet` wrote.
+
+        Raises:
+            DataError: No predictions file of this project, or rows of several model revisions; names it.
+        """
+        import pyarrow.parquet as pq
+
+        if not Path(path).is_file():
+            raise DataError(f"{path}: no such predictions file")
+        table = pq.read_table(path)
+        raw = (table.schema.metadata or {}).get(_METADATA_KEY)
+        if raw is None:
+            raise DataError(f"{path}: no predictions of this project (its metadata names no classes)")
+        about = json.loads(raw)
+        columns = table.to_pydict()
+        if other := set(columns["model_revision"]) - {about["model_revision"]}:
+            raise DataError(f"{path}: holds rows of several model revisions ({', '.join(sorted(other))}, ...)")
+        classes = tuple(about["classes"])
+        return cls(
+            ids=columns["id"],
+            paths=columns["path"],
+            sources=columns["source"],
+            groups=columns["group"],
+            folds=columns["fold"],
+            labels=np.array([-1 if v is None else v for v in columns["label"]], dtype=np.int64),
+            logits=np.array(columns["logits"], dtype=np.float32).reshape(-1, len(classes)),
+            classes=classes,
+            model_revision=about["model_revision"],
+            group_kind=about["group_kind"],
+        )
+
+
+def write_embeddings(path: str | Path, ids: Sequence[str], embeddings: np.ndarray) -> None:
+    """Write embeddings, float32 (images, width), as columns `id, embedding`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    columns = {
+        "id": pa.array(list(ids), pa.string()),
+        "embedding": pa.array(list(embeddings.astype(np.float32)), pa.list_(pa.float32())),
+    }
+    pq.write_table(pa.table(columns), path)
+
+
+def read_embeddings(path: str | Path) -> tuple[list[str], np.ndarray]:
+    """Read what `write_embeddings` wrote: the ids, and float32 (images, width)."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path).to_pydict()
+    return table["id"], np.array(table["embedding"], dtype=np.float32)
