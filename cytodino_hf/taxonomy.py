@@ -112,7 +112,9 @@ class Taxonomy:
         try:
             return self.codes.index(code)
         except ValueError:
-            raise KeyError(f"{code!r} is no class of taxonomy {self.name!r} ({', '.join(self.codes)})") from None
+            raise KeyError(
+                f"{code!r} is no class of taxonomy {self.name!r} ({', '.join(self.codes)})"
+            ) from None
 
     def neighbours(self, code: str) -> tuple[str, ...]:
         """The classes one step before and after `code` in its maturation order (none where there is no order).
@@ -216,7 +218,9 @@ class Taxonomy:
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}: not valid JSON ({error})") from error
         if not isinstance(document, dict):
-            raise ValueError(f"{path}: a taxonomy is a JSON object with `classes`, not {type(document).__name__}")
+            raise ValueError(
+                f"{path}: a taxonomy is a JSON object with `classes`, not {type(document).__name__}"
+            )
         try:
             return cls.from_dict(document)
         except ValueError as error:

@@ -11,10 +11,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import DataError
+
+if TYPE_CHECKING:
+    from ..data.samples import CellImages
+    from ..model.image_processing_cytodino import CytoDinoImageProcessor
+    from ..model.modeling_cytodino import CytoDinoForImageClassification
 
 _METADATA_KEY = b"cytodino"
 
@@ -136,7 +142,9 @@ class Predictions:
         about = json.loads(raw)
         columns = table.to_pydict()
         if other := set(columns["model_revision"]) - {about["model_revision"]}:
-            raise DataError(f"{path}: holds rows of several model revisions ({', '.join(sorted(other))}, ...)")
+            raise DataError(
+                f"{path}: holds rows of several model revisions ({', '.join(sorted(other))}, ...)"
+            )
         classes = tuple(about["classes"])
         return cls(
             ids=columns["id"],
@@ -171,3 +179,61 @@ def read_embeddings(path: str | Path) -> tuple[list[str], np.ndarray]:
 
     table = pq.read_table(path).to_pydict()
     return table["id"], np.array(table["embedding"], dtype=np.float32)
+
+
+def predict(
+    model: CytoDinoForImageClassification,
+    processor: CytoDinoImageProcessor,
+    images: CellImages,
+    *,
+    model_revision: str,
+    batch_size: int = 32,
+    workers: int = 0,
+) -> tuple[Predictions, np.ndarray]:
+    """Score images with the picture and the numbers `pipeline()` would use: no variation, float32, LoRA merged.
+
+    Args:
+        model: In eval mode, on the device to compute on.
+        processor: Its image processor.
+        images: Rows to score, in this order.
+        model_revision: Written into every row.
+        batch_size: Pictures at once.
+        workers: Processes that read pictures.
+
+    Returns:
+        The predictions, and the head's embeddings, float32 (images, width).
+
+    Raises:
+        DataError: A picture cannot be read (names it), or there is none.
+    """
+    import torch
+    from torch.utils.data import DataLoader
+    from tqdm.auto import tqdm
+
+    from ..data.dataset import CellDataset, collate
+
+    if not images.labels:
+        raise DataError("no images to score")
+    loader = DataLoader(CellDataset(images, processor), batch_size, num_workers=workers, collate_fn=collate)
+    logits, embeddings = [], []
+    with torch.inference_mode(), tqdm(total=len(images.labels), desc="scoring", unit="image") as progress:
+        for batch in loader:
+            pixels = processor.normalize_batch(batch["pixel_values"].to(model.device))
+            output = model(pixel_values=pixels)
+            logits.append(output.logits.float().cpu().numpy())
+            embeddings.append(output.embedding.float().cpu().numpy())
+            progress.update(len(pixels))
+    rows = images.dataset
+    predictions = Predictions(
+        ids=list(rows["id"]),
+        paths=list(rows["path"]),
+        sources=list(rows["source"]),
+        groups=list(rows["group"]),
+        folds=list(rows["fold"]),
+        labels=np.asarray(images.labels, dtype=np.int64),
+        logits=np.concatenate(logits),
+        classes=images.taxonomy.codes,
+        model_revision=model_revision,
+        group_kind=images.group_kind,
+    )
+    return predictions, np.concatenate(embeddings)

@@ -1,0 +1,36 @@
+# `make demo` and `make test` work on a fresh machine: they set up .venv by themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint clean
+
+help:  ## Show this list.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
+
+demo: .venv/.base  ## Draw cells, fine-tune a small backbone on them, write runs/demo (a few minutes on 2 cores).
+	$(BIN)/accelerate launch run_finetune.py recipes/demo.json
+	@echo "report: runs/demo/report/report.html"
+
+test: .venv/.dev  ## Run the tests (no network, no GPU, under 10 minutes on 2 cores).
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-slow: .venv/.dev  ## Run the slow tests too (simulations, the demo itself, the real images).
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/.dev  ## Check style and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## Remove the virtual environment and caches; runs/ stays.
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+.venv/.base: setup.cfg constraints.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/.dev: .venv/.base
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@

@@ -1,0 +1,137 @@
+"""How a run was started, and with which precision: the part of `accelerate launch` that accelerate leaves out.
+
+accelerate reads a configuration from `--config_file` or from the user's own default file, never from the folder of
+the script. So that the plain command uses the shipped `accelerate_config.yaml`, the script applies it itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import CytoDinoError
+
+PRECISIONS = ("no", "bf16", "fp16")
+
+
+def apply_accelerate_config(shipped: Path) -> str:
+    """Set the precision of this process, before anything of accelerate is built.
+
+    The order: what the user told `accelerate launch` (`--config_file`, `--mixed_precision`), the user's own default
+    file of accelerate, the shipped file. bf16 becomes plain float32 on a device that is slow or unable at it.
+
+    Args:
+        shipped: The project's `accelerate_config.yaml`; may be missing (an installed package without a checkout).
+
+    Returns:
+        One line that says which precision is used and who chose it.
+
+    Raises:
+        CytoDinoError: The shipped file was edited into something only `--config_file` can apply, or is no valid file.
+    """
+    chosen_by = _chosen_by_launcher()
+    if chosen_by is not None:
+        return f"precision {os.environ.get('ACCELERATE_MIXED_PRECISION', 'no')}, set by {chosen_by}"
+    if not shipped.is_file():
+        return f"precision {os.environ.get('ACCELERATE_MIXED_PRECISION', 'no')} (no {shipped.name} beside the script)"
+    wanted = _read_precision(shipped)
+    if wanted == "bf16" and (obstacle := bf16_obstacle()):
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
+        return f"precision no: {shipped.name} asks for bf16, but {obstacle}"
+    os.environ["ACCELERATE_MIXED_PRECISION"] = wanted
+    return f"precision {wanted}, set by {shipped.name}"
+
+
+def bf16_obstacle() -> str | None:
+    """Why bf16 is of no use here, or None where it is."""
+    import torch
+
+    if torch.cuda.is_available():
+        return (
+            None
+            if torch.cuda.is_bf16_supported(including_emulation=False)
+            else "this GPU cannot compute in it"
+        )
+    if getattr(torch.backends, "mps", None) is not None and torch.backends.mps.is_available():
+        return "it is not used on this device"
+    return (
+        None if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "this processor has no instructions for it"
+    )
+
+
+def refuse_independent_trainings(world_size: int) -> None:
+    """Stop where several processes were started that do not know of each other: each would train in the same folder.
+
+    Args:
+        world_size: Processes this training really consists of.
+
+    Raises:
+        CytoDinoError: The launcher started more.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1 and world_size == 1:
+        raise CytoDinoError(
+            f"{started} processes were started, but each would train alone in the same folder: the launcher's "
+            "configuration asks for GPUs that are not here. Use the shipped accelerate_config.yaml (one process), "
+            "or `ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 run_finetune.py ...` on a machine without GPU"
+        )
+
+
+def _chosen_by_launcher() -> str | None:
+    """What decided the precision when it was not the shipped file: an option of the launcher or the user's file."""
+    arguments = _launcher_arguments()
+    if arguments is None:
+        return (
+            "the environment (ACCELERATE_MIXED_PRECISION)"
+            if "ACCELERATE_MIXED_PRECISION" in os.environ
+            else None
+        )
+    for option in ("--mixed_precision", "--mixed-precision", "--config_file", "--config-file"):
+        if any(a == option or a.startswith(option + "=") for a in arguments):
+            return f"accelerate launch {option}"
+    from accelerate.commands.config import default_config_file
+
+    if os.path.isfile(default_config_file):
+        return f"{default_config_file} (the file of `accelerate config`)"
+    return None
+
+
+def _launcher_arguments() -> Sequence[str] | None:
+    """Arguments of the `accelerate launch` this process descends from; None where there is none."""
+    import psutil
+
+    for parent in psutil.Process().parents()[:4]:  # a launcher of several processes puts one more in between
+        try:
+            words = parent.cmdline()
+        except psutil.Error:
+            return None
+        for at, word in enumerate(words):
+            is_script = os.path.basename(word).startswith("accelerate") and words[at + 1 : at + 2] == [
+                "launch"
+            ]
+            if (
+                is_script
+                or "accelerate.commands.launch" in word
+                or os.path.basename(word) == "accelerate-launch"
+            ):
+                return words[at + 1 :]
+    return None
+
+
+def _read_precision(path: Path) -> str:
+    import yaml
+
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise CytoDinoError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(document, dict) or document.get("mixed_precision", "no") not in PRECISIONS:
+        raise CytoDinoError(f"{path}: mixed_precision must be one of {', '.join(PRECISIONS)}")
+    wanted = int(document.get("num_processes", 1)) * int(document.get("num_machines", 1))
+    if wanted > 1 and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        raise CytoDinoError(
+            f"{path} asks for {wanted} processes, which only the launcher can start: "
+            f"accelerate launch --config_file {path.name} run_finetune.py ..."
+        )
+    return str(document.get("mixed_precision", "no"))

@@ -1,0 +1,341 @@
+"""Build the model a recipe asks for: backbone weights, head, LoRA, what is frozen; save it so that others can load it.
+
+What a RUN holds, and how `from_pretrained` and `pipeline()` find the weights again:
+
+| method | backbone on the Hub | local folder or from scratch |
+|---|---|---|
+| `lora` | `adapter/` (peft), id and commit of the backbone in config.json | `adapter/` and `base/` |
+| `head` | `adapter/trained.safetensors`, id and commit in config.json | the same file and `base/` |
+| `full` | `model.safetensors` | `model.safetensors` |
+
+Norms and biases that train (`train_norms`, `train_biases`) are part of the adapter. A backbone that is not on the
+Hub travels with the RUN in `base/`.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .errors import BackboneUnavailableError
+from .model.configuration_cytodino import CytoDinoConfig
+from .model.image_processing_cytodino import CytoDinoImageProcessor
+from .model.modeling_cytodino import CytoDinoForImageClassification
+from .recipe import DataSection, ModelSection, Recipe
+
+if TYPE_CHECKING:
+    from .taxonomy import Taxonomy
+
+BASE_FOLDER = "base"
+ADAPTER_FOLDER = "adapter"
+#: The file with the trained weights of each method, relative to the RUN.
+WEIGHTS_FILE = {
+    "lora": f"{ADAPTER_FOLDER}/adapter_model.safetensors",
+    "head": f"{ADAPTER_FOLDER}/trained.safetensors",
+    "full": "model.safetensors",
+}
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Parameters of each part, and how many of them train."""
+
+    backbone: int
+    lora: int
+    head: int
+    trainable: int
+
+    @property
+    def total(self) -> int:
+        """All parameters of the model, none counted twice."""
+        return self.backbone + self.lora + self.head
+
+
+def build_processor(data: DataSection) -> CytoDinoImageProcessor:
+    """The image processor of a recipe: the single source of the geometry and the normalisation."""
+    side = {"height": data.image_size_px, "width": data.image_size_px}
+    crop = data.center_crop_px
+    return CytoDinoImageProcessor(
+        size=side,
+        do_center_crop=crop is not None,
+        crop_size={"height": crop, "width": crop} if crop is not None else side,
+        image_mean=list(data.image_mean),
+        image_std=list(data.image_std),
+    )
+
+
+def build_config(recipe: Recipe, taxonomy: Taxonomy) -> CytoDinoConfig:
+    """Configuration of the model; of the backbone only its configuration is read.
+
+    Raises:
+        BackboneUnavailableError: The backbone's configuration cannot be had.
+    """
+    model = recipe.model
+    backbone = _backbone_config(recipe)
+    on_hub = model.backbone is not None and not Path(model.backbone).is_dir()
+    return CytoDinoConfig(
+        backbone_config=backbone,
+        head_type=model.head,
+        decoder_layers=model.decoder_layers,
+        decoder_heads=model.decoder_heads,
+        decoder_feedforward_ratio=model.decoder_feedforward_ratio,
+        head_dropout=model.head_dropout,
+        position_jitter=model.position_jitter,
+        taxonomy=taxonomy.to_dict(),
+        base_model_name_or_path=model.backbone if on_hub else None,
+        base_model_revision=getattr(backbone, "_commit_hash", None) if on_hub else None,
+        id2label=dict(enumerate(taxonomy.codes)),
+        label2id={code: label for label, code in enumerate(taxonomy.codes)},
+    )
+
+
+def build_model(recipe: Recipe, config: CytoDinoConfig, base_folder: Path) -> nn.Module:
+    """Backbone weights, a fresh head, and what trains according to `model.method`.
+
+    Args:
+        recipe: The recipe; its seed decides every fresh weight.
+        config: From `build_config`.
+        base_folder: Where a backbone that is not on the Hub is kept for the RUN; taken from there when it exists.
+
+    Returns:
+        A `peft.PeftModel` for `lora`, else a `CytoDinoForImageClassification`; float32, in training mode.
+
+    Raises:
+        BackboneUnavailableError: The weights cannot be had.
+    """
+    from transformers import set_seed
+
+    set_seed(recipe.training.seed)
+    kwargs: dict[str, Any] = {"attn_implementation": recipe.model.attention}
+    source: str | None = recipe.model.backbone
+    if base_folder.is_dir():
+        source = str(base_folder)
+    elif config.base_model_name_or_path is not None:
+        kwargs |= {"revision": config.base_model_revision, **_hub_arguments(recipe)}
+    if source is None:
+        model = CytoDinoForImageClassification._from_config(config, **kwargs)
+    else:
+        with _explained(recipe.model), _quiet():
+            model = CytoDinoForImageClassification.from_pretrained(
+                source, config=config, dtype=torch.float32, **kwargs
+            )
+    travels = config.base_model_name_or_path is None and recipe.model.method != "full"
+    if travels and not base_folder.is_dir():
+        _save_base(model, base_folder)
+    return prepare_for_training(model, recipe.model).train()
+
+
+def build_on_meta(recipe: Recipe, config: CytoDinoConfig) -> nn.Module:
+    """The same model without any weights, to count and to estimate."""
+    with torch.device("meta"):
+        model = CytoDinoForImageClassification._from_config(
+            config, attn_implementation=recipe.model.attention
+        )
+        return prepare_for_training(model, recipe.model).train()
+
+
+def prepare_for_training(model: CytoDinoForImageClassification, section: ModelSection) -> nn.Module:
+    """Freeze what `section.method` freezes and add LoRA where it asks for it."""
+    if section.method == "full":
+        model.backbone.embeddings.mask_token.requires_grad_(False)  # only pretraining masks patches
+        return model
+    model.backbone.requires_grad_(False)
+    model.backbone_is_frozen = True
+    norms = [name for name, module in model.backbone.named_modules() if isinstance(module, nn.LayerNorm)]
+    biases = [name for name, _ in model.backbone.named_parameters() if name.endswith("bias")]
+    if section.method == "lora":
+        return _add_lora(model, section, norms)
+    for name, parameter in model.backbone.named_parameters():
+        in_norm = name.rpartition(".")[0] in norms
+        if (section.train_norms and in_norm) or (section.train_biases and name in biases):
+            parameter.requires_grad_(True)
+    return model
+
+
+def _add_lora(model: CytoDinoForImageClassification, section: ModelSection, norms: list[str]) -> nn.Module:
+    from peft import LoraConfig, get_peft_model
+
+    linear = sorted(
+        {name.rpartition(".")[2] for name, m in model.backbone.named_modules() if isinstance(m, nn.Linear)}
+    )
+    targets = linear if section.lora_targets == "all-linear" else list(section.lora_targets)
+    if unknown := [name for name in targets if name not in linear]:
+        raise BackboneUnavailableError(
+            f"model.lora_targets: this backbone has no linear layer {', '.join(unknown)}; it has {', '.join(linear)}"
+        )
+    kept = ["head", *(f"backbone.{name}" for name in norms)] if section.train_norms else ["head"]
+    peft_model = get_peft_model(
+        model,
+        LoraConfig(
+            r=section.lora_rank,
+            lora_alpha=section.lora_alpha,  # type: ignore[arg-type]
+            lora_dropout=section.lora_dropout,
+            target_modules=rf"backbone\..*\.({'|'.join(map(re.escape, targets))})",
+            modules_to_save=kept,
+            bias="all" if section.train_biases else "none",
+        ),
+    )
+    for name, parameter in peft_model.named_parameters():
+        # bias="all" also unfreezes the untouched copies peft keeps of the head and the norms.
+        if "original_module" in name:
+            parameter.requires_grad_(False)
+    return peft_model
+
+
+def count_parameters(model: nn.Module) -> ParameterCounts:
+    """Count each part once; peft's frozen second copy of the head is left out."""
+    counts = dict.fromkeys(("backbone", "lora", "head", "trainable"), 0)
+    for name, parameter in model.named_parameters():
+        if "original_module" in name:
+            continue
+        part = "lora" if "lora_" in name else "head" if re.search(r"(^|\.)head\.", name) else "backbone"
+        counts[part] += parameter.numel()
+        counts["trainable"] += parameter.numel() if parameter.requires_grad else 0
+    return ParameterCounts(**counts)
+
+
+def save_model(model: nn.Module, processor: CytoDinoImageProcessor, folder: Path, method: str) -> None:
+    """Write the model as the table of this module says: weights, configuration, code, processor."""
+    from safetensors.torch import save_file
+    from transformers.dynamic_module_utils import custom_object_save
+
+    plain = unwrap(model)
+    config = copy.deepcopy(plain.config)
+    config.architectures = [type(plain).__name__]
+    if method == "full":
+        config.base_model_name_or_path = config.base_model_revision = None
+        # The names in memory: a raw load finds every tensor, also where transformers would rename on disk.
+        plain.save_pretrained(folder, save_original_format=False)
+    else:
+        config.adapter_subfolder = ADAPTER_FOLDER
+        config.adapter_type = "lora" if method == "lora" else "tensors"
+        config.base_subfolder = BASE_FOLDER if config.base_model_name_or_path is None else None
+        adapter = folder / ADAPTER_FOLDER
+        adapter.mkdir(parents=True, exist_ok=True)
+        if method == "lora":
+            _save_lora(model, adapter, config)
+        else:
+            tensors = {n: p.detach().contiguous() for n, p in plain.named_parameters() if p.requires_grad}
+            save_file(tensors, folder / WEIGHTS_FILE["head"], metadata={"format": "pt"})
+    custom_object_save(plain, str(folder), config=config)
+    config.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def _save_lora(model: Any, adapter: Path, config: CytoDinoConfig) -> None:
+    peft_config = model.peft_config["default"]
+    # peft notes whatever path was loaded; a local one means nothing elsewhere.
+    peft_config.base_model_name_or_path = config.base_model_name_or_path
+    peft_config.revision = config.base_model_revision
+    model.save_pretrained(str(adapter), save_embedding_layers=False)
+    (adapter / "README.md").unlink(missing_ok=True)  # peft's empty template
+
+
+def unwrap(model: nn.Module) -> CytoDinoForImageClassification:
+    """The classifier inside a peft model, or the classifier itself."""
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    assert isinstance(inner, CytoDinoForImageClassification)
+    return inner
+
+
+def merge(model: nn.Module) -> CytoDinoForImageClassification:
+    """Fold LoRA into the weights (in place); the classifier in eval mode."""
+    merged: Any = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model  # type: ignore[operator]
+    assert isinstance(merged, CytoDinoForImageClassification)
+    return merged.eval()
+
+
+def _save_base(model: CytoDinoForImageClassification, folder: Path) -> None:
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.backbone.save_pretrained(partial)
+    os.replace(partial, folder)  # a folder of this name is always whole
+
+
+def _hub_arguments(recipe: Recipe) -> dict[str, Any]:
+    return {"cache_dir": recipe.hub.cache_dir, "local_files_only": recipe.hub.local_files_only}
+
+
+def _backbone_config(recipe: Recipe) -> Any:
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    model = recipe.model
+    if model.backbone_config is not None:
+        values = dict(model.backbone_config)
+        return CONFIG_MAPPING[values.pop("model_type", "dinov3_vit")](**values)
+    with _explained(model):
+        config = AutoConfig.from_pretrained(model.backbone, revision=model.revision, **_hub_arguments(recipe))
+    patch, side = config.patch_size, recipe.data.image_size_px
+    if side % patch:
+        raise BackboneUnavailableError(
+            f"data.image_size_px = {side} is no multiple of the patch of {patch} of {model.backbone}; "
+            f"use {side // patch * patch} or {(side // patch + 1) * patch}"
+        )
+    return config
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    # The loader lists every tensor of the fresh head as missing: true, and expected.
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+@contextmanager
+def _explained(section: ModelSection) -> Iterator[None]:
+    """Turn the many ways a download can fail into one message with the remedy."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        name, revision = section.backbone, section.revision
+        raise BackboneUnavailableError(_remedy(error, str(name), revision)) from error
+
+
+def _remedy(error: BaseException, name: str, revision: str | None) -> str:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    causes = []
+    link: BaseException | None = error
+    while link is not None and link not in causes:
+        causes.append(link)
+        link = link.__cause__ or link.__context__
+    fallback = "or use an open backbone such as facebook/dinov2-large (patch 14: data.image_size_px 252)"
+    if any(isinstance(c, GatedRepoError) for c in causes):
+        return (
+            f"backbone {name} is gated and this account has no access: accept its licence on "
+            f"https://huggingface.co/{name}, then `hf auth login` or set HF_TOKEN; {fallback}"
+        )
+    if any(isinstance(c, RevisionNotFoundError) for c in causes):
+        return (
+            f"backbone {name} has no revision {revision!r}; give a commit of it or leave model.revision out"
+        )
+    if any(isinstance(c, RepositoryNotFoundError) for c in causes):
+        return (
+            f"backbone {name} does not exist on the Hub, or is private and no token is set: check model.backbone, "
+            f"`hf auth login` or set HF_TOKEN; {fallback}"
+        )
+    if Path(name).is_dir():
+        return f"backbone folder {name} cannot be loaded: {error}"
+    return (
+        f"backbone {name} cannot be fetched ({type(causes[-1]).__name__}): without a connection it must be in the "
+        "local cache; fetch it once with a connection (`hf download "
+        + name
+        + "`), or give model.backbone a local "
+        f"folder, or build one from scratch with model.backbone_config. First cause: {causes[-1]}"
+    )

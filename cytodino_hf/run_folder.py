@@ -1,0 +1,228 @@
+"""The RUN folder: what it keeps about itself, and which runs may continue in it.
+
+recipe.json        the resolved recipe, every key with its value
+environment.json   versions, hardware, commit, command
+split.csv          path, label, fold, group of every image
+run.json           state (running, finished), fingerprint of the data
+checkpoint-N/      while training
+config.json, ...   the final model (see model_builder)
+predictions/       Parquet files, one per fold, and embeddings
+report/            report.json, report.html, figures
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .data.splits import Split
+from .errors import RunFolderError
+from .recipe import Recipe
+
+_PACKAGES = (
+    "cytodino-hf", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "huggingface_hub",
+    "albumentations", "numpy", "opencv-python-headless", "pillow", "scikit-learn",
+)  # fmt: skip
+# May differ between the start of a run and its continuation: they change where and how fast, not what.
+_MAY_DIFFER = (
+    "training.output_dir",
+    "training.dataloader_num_workers",
+    "training.report_to",
+    "data.root",
+    "data.cache",
+)
+
+
+class RunFolder:
+    """One `training.output_dir`.
+
+    Args:
+        path: The folder; created by `begin`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def base(self) -> Path:
+        """Where a backbone that is not on the Hub is kept."""
+        return self.path / "base"
+
+    @property
+    def predictions(self) -> Path:
+        """Folder of the predictions."""
+        return self.path / "predictions"
+
+    @property
+    def report(self) -> Path:
+        """Folder of the report."""
+        return self.path / "report"
+
+    def is_finished(self) -> bool:
+        """Whether a run of this folder came to its end."""
+        return self._state().get("state") == "finished"
+
+    def check(self, recipe: Recipe, data_fingerprint: str | None = None) -> None:
+        """Refuse to work in a folder that belongs to something else.
+
+        Args:
+            recipe: The recipe about to run.
+            data_fingerprint: Of its images, where they are known already.
+
+        Raises:
+            RunFolderError: The folder holds something else, another recipe's run, or a run on other data.
+        """
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise RunFolderError(f"{self.path} is a file; give another training.output_dir")
+        kept = self.path / "recipe.json"
+        if not kept.is_file():
+            if any(p.name != "lock" for p in self.path.iterdir()):
+                raise RunFolderError(f"{self.path} is not empty and no RUN; give another training.output_dir")
+            return
+        if differences := _differences(json.loads(kept.read_text(encoding="utf-8")), recipe.to_dict()):
+            lines = "\n".join(f"  - {name}: {old!r} there, {new!r} now" for name, old, new in differences)
+            raise RunFolderError(
+                f"{self.path} holds a run of another recipe; give another training.output_dir or delete it:\n{lines}"
+            )
+        known = self._state().get("data_fingerprint")
+        if data_fingerprint is not None and known not in (None, data_fingerprint):
+            raise RunFolderError(
+                f"{self.path} holds a run on other data: images, labels, groups or folds have changed since "
+                "(see its split.csv); give another training.output_dir or delete it"
+            )
+
+    def begin(self, recipe: Recipe, split: Split) -> None:
+        """Claim the folder: write recipe, environment and split; a run that continues keeps what stands there.
+
+        Raises:
+            RunFolderError: See `check`.
+        """
+        fingerprint = split.images.fingerprint()
+        self.check(recipe, fingerprint)
+        self.path.mkdir(parents=True, exist_ok=True)
+        split.to_csv(self.path / "split.csv")
+        write_json(self.path / "environment.json", describe_environment())
+        state = {"state": "running", "data_fingerprint": fingerprint, "started": _now()}
+        write_json(self.path / "run.json", state | self._state())
+        write_json(self.path / "recipe.json", recipe.to_dict())
+
+    def finish(self) -> None:
+        """Mark the run as finished; from now on the same command does nothing."""
+        write_json(self.path / "run.json", self._state() | {"state": "finished", "finished": _now()})
+
+    def environment(self) -> dict[str, Any]:
+        """What `begin` noted about the machine and the packages."""
+        return json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+
+    def newest_checkpoint(self) -> Path | None:
+        """The newest checkpoint that was written to its end, or None."""
+        found = []
+        for folder in self.path.glob("checkpoint-*"):
+            number = folder.name.removeprefix("checkpoint-")
+            # Trainer writes this file last.
+            if number.isdigit() and (folder / "trainer_state.json").is_file():
+                found.append((int(number), folder))
+        return max(found)[1] if found else None
+
+    def _state(self) -> dict[str, Any]:
+        path = self.path / "run.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write JSON so that the file is always whole: first beside, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(
+        json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    os.replace(partial, path)
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe_environment() -> dict[str, Any]:
+    """Package versions, hardware, commit and command of this process; no user name, no host name."""
+    import psutil
+    import torch
+
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": devices,
+        "cuda": torch.version.cuda,
+        "precision": os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),
+        "git_commit": _git_commit(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor()
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout this package runs from, with `-dirty` where files were changed; None without one."""
+    here = Path(__file__).parent
+    if not (here.parent / ".git").exists():
+        return None
+    try:
+        out = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None  # no git on this machine
+    return out.stdout.strip()
+
+
+def _differences(kept: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    old, new = _flat(json.loads(json.dumps(kept))), _flat(json.loads(json.dumps(now)))
+    names = sorted({*old, *new} - set(_MAY_DIFFER))
+    return [(name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)]
+
+
+def _flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

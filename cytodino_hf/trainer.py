@@ -1,0 +1,231 @@
+"""CytoTrainer: transformers' Trainer with our loss, our sampler, and a learning rate for each part of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+
+from .data.dataset import CellDataset, collate
+from .data.samplers import OversamplingSampler
+from .model.image_processing_cytodino import CytoDinoImageProcessor
+from .recipe import Oversampling, Recipe, TrainingSection
+
+if TYPE_CHECKING:
+    from .taxonomy import Taxonomy
+
+# Keys of the training section that TrainingArguments does not know.
+_OURS = ("head_learning_rate", "backbone_learning_rate", "learning_rate_update", "early_stopping_patience")
+
+
+class CytoTrainer(Trainer):
+    """Trainer that applies one of `LOSSES` and draws its images with `OversamplingSampler`.
+
+    Args:
+        loss: Module (logits, labels) -> scalar, the mean over the batch.
+        processor: Normalises uint8 batches on the device; saved with each checkpoint.
+        training: The training section of the recipe.
+        oversampling: How the training images are drawn.
+        kwargs: As for `transformers.Trainer`.
+    """
+
+    # `loss` is a mean over the batch: Trainer must divide it by the accumulation steps. Without this it would not,
+    # because `forward` takes keyword arguments, and the gradient would grow with the accumulation.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        *,
+        loss: nn.Module,
+        processor: CytoDinoImageProcessor,
+        training: TrainingSection,
+        oversampling: Oversampling,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(processing_class=processor, data_collator=collate, **kwargs)
+        self.loss = loss.to(self.args.device)
+        self.training = training
+        self.oversampling = oversampling
+        self.sampler: OversamplingSampler | None = None
+        self.add_callback(_SetEpoch(self))
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The loss of one batch, the mean over its images; uint8 pictures are normalised here, on the device."""
+        pixels = self.processing_class.normalize_batch(inputs["pixel_values"])  # type: ignore[union-attr]
+        outputs = model(pixel_values=pixels)
+        loss = self.loss(outputs.logits.float(), inputs["labels"])
+        return (loss, {"loss": loss, "logits": outputs.logits}) if return_outputs else loss
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> OversamplingSampler:
+        dataset = train_dataset if train_dataset is not None else self.train_dataset
+        self.sampler = OversamplingSampler(
+            dataset.labels,
+            power=self.oversampling.power,
+            multiplier=self.oversampling.multiplier,
+            seed=self.args.seed,
+        )
+        return self.sampler
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer of the recipe over groups by part and by decay (see `parameter_groups`)."""
+        if self.optimizer is None:  # type: ignore[has-type]
+            target = self.model if model is None else model
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, target)
+            self.optimizer = optimizer_class(parameter_groups(target, self.training), **options)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The schedule of the recipe; with `learning_rate_update: epoch` it moves once an epoch, as published."""
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if self.training.learning_rate_update == "epoch":
+            per_epoch = max(1, round(num_training_steps / self.args.num_train_epochs))
+            scheduler.lr_lambdas = [_held(schedule, per_epoch) for schedule in scheduler.lr_lambdas]
+        return scheduler
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        # Trainer loads a plain model by its names in memory, while transformers writes DINOv3 under other names: the
+        # backbone would silently not be restored. A checkpoint of `head` needs no frozen backbone.
+        if hasattr(self.model, "get_base_model"):
+            super()._save(output_dir, state_dict)
+            return
+        from safetensors.torch import save_file
+
+        folder = Path(output_dir or self.args.output_dir or ".")
+        folder.mkdir(parents=True, exist_ok=True)
+        module = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        tensors = {n: p.detach().contiguous() for n, p in module.named_parameters() if p.requires_grad}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        self.processing_class.save_pretrained(folder)  # type: ignore[union-attr]
+        torch.save(self.args, folder / "training_args.bin")
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # Frozen weights are not in a checkpoint on purpose; anything else missing is an error.
+        frozen = {name for name, p in self.model.named_parameters() if not p.requires_grad}
+        missing = [key for key in load_result.missing_keys if key not in frozen]
+        if missing or load_result.unexpected_keys:
+            raise RuntimeError(
+                f"checkpoint does not fit the model: missing {missing[:5]}, unknown {load_result.unexpected_keys[:5]}"
+            )
+
+
+class _SetEpoch(TrainerCallback):
+    """Tells the sampler the epoch: accelerate does not, when it resumes in the middle of one with two processes."""
+
+    def __init__(self, trainer: CytoTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.sampler is not None:
+            self.trainer.sampler.set_epoch(int(state.epoch or 0))
+
+
+def _held(schedule: Callable[[int], float], per_epoch: int) -> Callable[[int], float]:
+    return lambda step: schedule(step // per_epoch * per_epoch)
+
+
+def parameter_groups(model: nn.Module, training: TrainingSection) -> list[dict[str, Any]]:
+    """Split what trains by part (LoRA, head, backbone), each with and without weight decay.
+
+    Norms, biases and the head's query are not decayed: pulling them to zero has no regularising meaning.
+
+    Returns:
+        Groups for a torch optimizer, with `name`, `lr`, `weight_decay`; empty ones left out.
+    """
+    rates = {
+        "lora": training.learning_rate,
+        "head": training.head_learning_rate or training.learning_rate,
+        "backbone": training.backbone_learning_rate or training.learning_rate,
+    }
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part = "lora" if "lora_" in name else "head" if ".head." in f".{name}" else "backbone"
+        decays = parameter.ndim > 1 and not name.endswith((".bias", "cls_token", "register_tokens"))
+        groups.setdefault((part, decays), []).append(parameter)
+    return [
+        {
+            "name": f"{part}{'' if decays else ', no decay'}",
+            "params": parameters,
+            "lr": rates[part],
+            "weight_decay": training.weight_decay if decays else 0.0,
+        }
+        for (part, decays), parameters in groups.items()
+    ]
+
+
+def training_arguments(recipe: Recipe) -> TrainingArguments:
+    """TrainingArguments from the training section; precision comes from accelerate's environment."""
+    values = recipe.training.model_dump()
+    for key in _OURS:
+        values.pop(key)
+    evaluates = recipe.training.eval_strategy != "no"
+    metric = recipe.training.metric_for_best_model.removeprefix("eval_")
+    return TrainingArguments(
+        **values
+        | {
+            "remove_unused_columns": False,
+            "label_names": ["labels"],
+            "load_best_model_at_end": evaluates,
+            "metric_for_best_model": metric if evaluates else None,
+            "greater_is_better": metric != "loss" if evaluates else None,
+        }
+    )
+
+
+def make_compute_metrics(taxonomy: Taxonomy, train_labels: list[int]) -> Callable[[Any], dict[str, float]]:
+    """What Trainer calls after each evaluation: our metric module over the classes of the training fold."""
+    from .evaluation.metrics import load_cell_metrics
+
+    module = load_cell_metrics()
+    present = set(train_labels)
+    counted = [label in present for label in range(len(taxonomy))]
+
+    def compute(prediction: Any) -> dict[str, float]:
+        logits = prediction.predictions
+        return module.compute(
+            predictions=np.asarray(logits).argmax(-1),
+            references=prediction.label_ids,
+            num_classes=len(taxonomy),
+            classes_counted=counted,
+        )
+
+    return compute
+
+
+def build_trainer(
+    recipe: Recipe,
+    *,
+    model: nn.Module,
+    loss: nn.Module,
+    processor: CytoDinoImageProcessor,
+    train: CellDataset,
+    validation: CellDataset | None,
+    taxonomy: Taxonomy,
+) -> CytoTrainer:
+    """Put the pieces of a recipe together into a trainer that is ready to run."""
+    trainer = CytoTrainer(
+        model=model,
+        loss=loss,
+        processor=processor,
+        training=recipe.training,
+        oversampling=recipe.data.oversampling,
+        args=training_arguments(recipe),
+        train_dataset=train,
+        eval_dataset=validation,
+        compute_metrics=make_compute_metrics(taxonomy, train.labels),
+    )
+    if recipe.training.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(recipe.training.early_stopping_patience))
+    return trainer
