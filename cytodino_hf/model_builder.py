@@ -15,6 +15,7 @@ Hub travels with the RUN in `base/`.
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 import shutil
@@ -115,24 +116,50 @@ def build_model(recipe: Recipe, config: CytoDinoConfig, base_folder: Path) -> nn
     """
     from transformers import set_seed
 
-    set_seed(recipe.training.seed)
-    kwargs: dict[str, Any] = {"attn_implementation": recipe.model.attention}
-    source: str | None = recipe.model.backbone
-    if base_folder.is_dir():
-        source = str(base_folder)
-    elif config.base_model_name_or_path is not None:
-        kwargs |= {"revision": config.base_model_revision, **_hub_arguments(recipe)}
-    if source is None:
-        model = CytoDinoForImageClassification._from_config(config, **kwargs)
+    on_hub = config.base_model_name_or_path is not None
+    if not on_hub and recipe.model.method != "full":
+        _keep_base(recipe, config, base_folder)
+        model = _load(recipe, config, str(base_folder), {})
+    elif recipe.model.backbone is None:
+        set_seed(recipe.training.seed)
+        model = CytoDinoForImageClassification._from_config(config, attn_implementation=recipe.model.attention)
     else:
-        with _explained(recipe.model), _quiet():
-            model = CytoDinoForImageClassification.from_pretrained(
-                source, config=config, dtype=torch.float32, **kwargs
-            )
-    travels = config.base_model_name_or_path is None and recipe.model.method != "full"
-    if travels and not base_folder.is_dir():
-        _save_base(model, base_folder)
+        hub = {"revision": config.base_model_revision, **_hub_arguments(recipe)} if on_hub else {}
+        model = _load(recipe, config, recipe.model.backbone, hub)
+    set_seed(recipe.training.seed)  # LoRA's own weights, whatever was drawn before
     return prepare_for_training(model, recipe.model).train()
+
+
+def _load(
+    recipe: Recipe, config: CytoDinoConfig, source: str, hub: dict[str, Any]
+) -> CytoDinoForImageClassification:
+    from transformers import set_seed
+
+    set_seed(recipe.training.seed)  # the head
+    with _explained(recipe.model), _quiet():
+        return CytoDinoForImageClassification.from_pretrained(
+            source, config=config, dtype=torch.float32, attn_implementation=recipe.model.attention, **hub
+        )
+
+
+def _keep_base(recipe: Recipe, config: CytoDinoConfig, folder: Path) -> None:
+    """Write the backbone into the RUN, once: the model is always built from there, so that a run started again builds
+    the very same one."""
+    from transformers import AutoModel, set_seed
+
+    if folder.is_dir():
+        return
+    set_seed(recipe.training.seed)
+    if recipe.model.backbone is None:
+        backbone = AutoModel.from_config(config.backbone_config)
+    else:
+        with _explained(recipe.model):
+            backbone = AutoModel.from_pretrained(recipe.model.backbone, dtype=torch.float32)
+    backbone.config._name_or_path = ""  # where it was found means nothing elsewhere
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    backbone.save_pretrained(partial)
+    os.replace(partial, folder)  # a folder of this name is always whole
 
 
 def build_on_meta(recipe: Recipe, config: CytoDinoConfig) -> nn.Module:
@@ -212,6 +239,8 @@ def save_model(model: nn.Module, processor: CytoDinoImageProcessor, folder: Path
     plain = unwrap(model)
     config = copy.deepcopy(plain.config)
     config.architectures = [type(plain).__name__]
+    # transformers notes the folder a configuration came from; a local one means nothing elsewhere.
+    config.backbone_config._name_or_path = config.base_model_name_or_path or ""  # type: ignore[union-attr]
     if method == "full":
         config.base_model_name_or_path = config.base_model_revision = None
         # The names in memory: a raw load finds every tensor, also where transformers would rename on disk.
@@ -233,12 +262,13 @@ def save_model(model: nn.Module, processor: CytoDinoImageProcessor, folder: Path
 
 
 def _save_lora(model: Any, adapter: Path, config: CytoDinoConfig) -> None:
-    peft_config = model.peft_config["default"]
-    # peft notes whatever path was loaded; a local one means nothing elsewhere.
-    peft_config.base_model_name_or_path = config.base_model_name_or_path
-    peft_config.revision = config.base_model_revision
     model.save_pretrained(str(adapter), save_embedding_layers=False)
     (adapter / "README.md").unlink(missing_ok=True)  # peft's empty template
+    # peft notes whatever path was loaded; a local one means nothing elsewhere.
+    path = adapter / "adapter_config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values |= {"base_model_name_or_path": config.base_model_name_or_path, "revision": config.base_model_revision}
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def unwrap(model: nn.Module) -> CytoDinoForImageClassification:
@@ -253,13 +283,6 @@ def merge(model: nn.Module) -> CytoDinoForImageClassification:
     merged: Any = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model  # type: ignore[operator]
     assert isinstance(merged, CytoDinoForImageClassification)
     return merged.eval()
-
-
-def _save_base(model: CytoDinoForImageClassification, folder: Path) -> None:
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.backbone.save_pretrained(partial)
-    os.replace(partial, folder)  # a folder of this name is always whole
 
 
 def _hub_arguments(recipe: Recipe) -> dict[str, Any]:

@@ -75,6 +75,10 @@ class Taxonomy:
                         + (f"{lineage_of[code]!r}" if code in lineage_of else "no class of it")
                     )
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # A read-only mapping cannot be pickled; workers get a taxonomy built anew.
+        return Taxonomy, (self.name, self.classes, dict(self.maturation))
+
     @property
     def codes(self) -> tuple[str, ...]:
         """Class codes in label order."""

@@ -61,7 +61,7 @@ def make_images() -> Callable[..., Path]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_recipe() -> Callable[..., dict[str, Any]]:
     """Sections of the smallest recipe that trains in a second or two."""
 

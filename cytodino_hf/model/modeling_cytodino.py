@@ -198,7 +198,7 @@ class CytoDinoForImageClassification(CytoDinoPreTrainedModel):
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any
     ) -> CytoDinoOutput:
         """Classify normalised pictures.
 

@@ -1,0 +1,125 @@
+"""All numbers of one fold, as a report holds them: plain values, intervals, named gaps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from ..errors import DataError
+from ..taxonomy import Taxonomy
+from .metrics import Share, class_metrics, confusion_matrix, critical_mistakes, top_confusions
+from .predictions import Predictions
+from .statistics import class_intervals, metric_intervals, wilson_interval
+
+
+def fold_section(
+    fold: str,
+    predictions: Predictions,
+    taxonomy: Taxonomy,
+    train_classes: Sequence[str],
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, Any]:
+    """Score one fold: metrics with intervals, the class table, dangerous mistakes, confusions.
+
+    Args:
+        fold: Name of the fold, for messages.
+        predictions: Its predictions; images without label are counted and left out.
+        taxonomy: The classes, in label order.
+        train_classes: Codes of the classes with an image in the training fold; macro metrics are over these.
+        draws, seed, level: Of the bootstrap (`metric_intervals`).
+
+    Returns:
+        `metrics` is empty where the fold has no labelled image of a training class.
+
+    Raises:
+        DataError: Predictions are not finite, or name other classes than the taxonomy.
+    """
+    _check(fold, predictions, taxonomy)
+    known = predictions.labels >= 0
+    matrix = confusion_matrix(predictions.labels[known], predictions.predicted[known], len(taxonomy))
+    support = matrix.sum(1)
+    counted = np.array([code in train_classes for code in taxonomy.codes])
+    codes = np.array(taxonomy.codes)
+    metrics = (
+        metric_intervals(matrix, counted, draws=draws, seed=seed, level=level)
+        if support[counted].any()
+        else {}
+    )
+    return {
+        "images": int(known.sum()),
+        "unlabelled_images": int((~known).sum()),
+        "model_revision": predictions.model_revision,
+        "metrics": {name: interval.to_dict() for name, interval in metrics.items()},
+        "absent_classes": codes[counted & (support == 0)].tolist(),
+        "untrained_classes": codes[~counted & (support > 0)].tolist(),
+        "never_predicted": codes[(support > 0) & (matrix.sum(0) == 0)].tolist(),
+        "per_class": _class_table(matrix, taxonomy, draws, seed, level),
+        "critical": _critical_section(matrix, taxonomy, level),
+        "top_confusions": [
+            {
+                "true": taxonomy.codes[c.true],
+                "predicted": taxonomy.codes[c.predicted],
+                "count": c.count,
+                "share": c.share,
+            }
+            for c in top_confusions(matrix)
+        ],
+        "classes": list(taxonomy.codes),
+        "confusion_matrix": matrix.tolist(),
+    }
+
+
+def _check(fold: str, predictions: Predictions, taxonomy: Taxonomy) -> None:
+    if predictions.classes != taxonomy.codes:
+        raise DataError(
+            f"predictions of fold {fold!r} name the classes {', '.join(predictions.classes)}, "
+            f"the taxonomy {', '.join(taxonomy.codes)}; score the fold again with this model"
+        )
+    broken = np.flatnonzero(~np.isfinite(predictions.logits).all(1))
+    if len(broken):
+        raise DataError(
+            f"fold {fold!r}: {len(broken)} images have logits that are not finite, such as "
+            f"{predictions.ids[broken[0]]}; training diverged: lower training.learning_rate and train again"
+        )
+
+
+def _class_table(
+    matrix: np.ndarray, taxonomy: Taxonomy, draws: int, seed: int, level: float
+) -> list[dict[str, Any]]:
+    each = class_metrics(matrix)
+    intervals = class_intervals(matrix, draws=draws, seed=seed, level=level)
+    return [
+        {
+            "code": cell.code,
+            "name": cell.name,
+            "lineage": cell.lineage,
+            "is_critical": cell.is_critical,
+            "is_safe": cell.is_safe,
+            "images": int(each.support[label]),
+            "predicted": int(each.predicted[label]),
+            **asdict(intervals[label]),
+        }
+        for label, cell in enumerate(taxonomy.classes)
+    ]
+
+
+def _critical_section(matrix: np.ndarray, taxonomy: Taxonomy, level: float) -> dict[str, Any]:
+    found = critical_mistakes(matrix, taxonomy.critical, taxonomy.safe)
+
+    def row(share: Share) -> dict[str, Any]:
+        interval = wilson_interval(share.mistakes, share.of, level=level)
+        low, high = (interval.low, interval.high) if share.of else (None, None)
+        rates = {"rate": share.rate, "low": low, "high": high, "method": interval.method}
+        return {"mistakes": share.mistakes, "of": share.of, **rates}
+
+    return {
+        "critical_to_safe": row(found.critical_to_safe),
+        "safe_to_critical": row(found.safe_to_critical),
+        "per_class": {taxonomy.codes[label]: row(share) for label, share in found.per_class.items()},
+    }

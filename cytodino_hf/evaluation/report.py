@@ -1,0 +1,294 @@
+"""The first report of a run: `report.json` for programs, `report.html` for people, figures also as files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ..taxonomy import Taxonomy
+from .fold_report import fold_section
+from .panels import draw_augmentation_strip, draw_class_panel
+from .plots import (
+    bytes_to_data_uri,
+    draw_class_f1,
+    draw_confusion_matrix,
+    draw_training_curves,
+    figure_bytes,
+    training_curves,
+)
+from .predictions import Predictions
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DRAWN_NOTE = (
+    "All images of this run were drawn by a program. The numbers show that the method works; "
+    "they say nothing about real cells."
+)
+GROUPED_NOTE = (
+    "Intervals take images as independent. Images of one {kind} resemble each other, "
+    "so the true intervals are wider."
+)
+_FOLD_ORDER = ("test", "validation", "calibration", "train")
+_MAX_SVG_CLASSES = 40
+
+
+@dataclass(frozen=True)
+class ReportContext:
+    """Everything a report needs besides predictions; its dictionaries hold plain values for `report.json`.
+
+    Args:
+        title: Name of the run.
+        recipe: The resolved recipe, by section.
+        environment: Package versions, hardware, git commit; may be nested.
+        data: `source`, `attribution`, `is_drawn`, `counts` (fold -> class code -> images), `promise` (of the
+            split), `group_kind`, `rejected` (list of `{"path", "reason"}`), `notes` (list of sentences).
+        training: `steps`, `epochs`, `best_step`, `best_metric` (`{"name", "value"}`), `seconds`,
+            `log_history`; other entries are listed beside them.
+        taxonomy: The classes, in label order.
+        train_classes: Codes of the classes with an image in the training fold.
+        model: What is known of the model (parameters per part, revision); may be nested.
+        class_panel: Class code -> a few uint8 images (height, width, 3); None draws no panel.
+        augmentation_strip: Rows of uint8 images, the original first; None draws no strip.
+    """
+
+    title: str
+    recipe: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    data: Mapping[str, Any]
+    training: Mapping[str, Any]
+    taxonomy: Taxonomy
+    train_classes: tuple[str, ...]
+    model: Mapping[str, Any] = field(default_factory=dict)
+    class_panel: Mapping[str, Sequence[np.ndarray]] | None = None
+    augmentation_strip: Sequence[Sequence[np.ndarray]] | None = None
+
+
+def build_report(
+    predictions: Mapping[str, Predictions],
+    context: ReportContext,
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, Any]:
+    """The content of `report.json`; plain values only, no NaN, same input same content.
+
+    Args:
+        predictions: Fold name -> predictions of that fold.
+        context: Everything else.
+        draws, seed, level: Of the bootstrap (`metric_intervals`).
+
+    Raises:
+        DataError: Predictions are not finite, or name other classes than the taxonomy.
+    """
+    data = context.data
+    notes = [DRAWN_NOTE] if data.get("is_drawn") else []
+    if kind := data.get("group_kind"):
+        notes.append(GROUPED_NOTE.format(kind=kind))
+    folds = sorted(predictions, key=lambda fold: (_place(fold), fold))
+    sections = {
+        fold: fold_section(
+            fold,
+            predictions[fold],
+            context.taxonomy,
+            context.train_classes,
+            draws=draws,
+            seed=seed,
+            level=level,
+        )
+        for fold in folds
+    }
+    return _plain(
+        {
+            "title": context.title,
+            "is_drawn": bool(data.get("is_drawn")),
+            "split_promise": data.get("promise"),
+            "notes": notes,
+            "folds": folds,
+            "intervals": {"level": level, "draws": draws, "seed": seed},
+            **sections,
+            "taxonomy": context.taxonomy.to_dict(),
+            "train_classes": list(context.train_classes),
+            "data": data,
+            "model": context.model,
+            "training": context.training,
+            "recipe": context.recipe,
+            "environment": context.environment,
+        }
+    )
+
+
+def write_report(
+    folder: str | Path,
+    predictions: Mapping[str, Predictions],
+    context: ReportContext,
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, Any]:
+    """Write `report.json`, `report.html` and `figures/` into a folder.
+
+    Arguments and errors are those of `build_report`.
+
+    Returns:
+        The content of `report.json`.
+    """
+    report = build_report(predictions, context, draws=draws, seed=seed, level=level)
+    folder = Path(folder)
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    addresses = {}
+    for name, (figure, format) in _figures(report, context).items():
+        content = figure_bytes(figure, format)
+        (folder / "figures" / f"{name}.{format}").write_bytes(content)
+        addresses[name] = bytes_to_data_uri(content, format)
+    text = json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False)
+    (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "report.html").write_text(render_page(report, addresses), encoding="utf-8")
+    return report
+
+
+def render_page(report: Mapping[str, Any], figures: Mapping[str, str]) -> str:
+    """The self-contained page: no script, no request to anywhere, every value escaped.
+
+    Args:
+        report: Content of `report.json`.
+        figures: Figure name -> `data:` address.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(flat=_flat, show=_show, duration=_duration)
+    source = Path(__file__).with_name("report_template.html").read_text(encoding="utf-8")
+    return environment.from_string(source).render(
+        report=report, figures=figures, scored=_scored_folds(report)
+    )
+
+
+def lineage_order(taxonomy: Taxonomy) -> list[int]:
+    """Labels with the members of a lineage together, immature first; lineages that mature come first.
+
+    Example:
+        >>> from cytodino_hf.taxonomy import MLL
+        >>> cells = MLL.subset(["BLA", "LYT", "PMO", "NGS"])
+        >>> [cells.codes[label] for label in lineage_order(cells)]
+        ['BLA', 'PMO', 'NGS', 'LYT']
+    """
+    lineages = list(dict.fromkeys((*taxonomy.maturation, *taxonomy.lineages)))
+
+    def place(label: int) -> tuple[int, int, int]:
+        lineage, code = taxonomy.lineages[label], taxonomy.codes[label]
+        order = taxonomy.maturation.get(lineage, ())
+        return lineages.index(lineage), order.index(code) if code in order else len(order), label
+
+    return sorted(range(len(taxonomy)), key=place)
+
+
+def _place(fold: str) -> int:
+    return _FOLD_ORDER.index(fold) if fold in _FOLD_ORDER else len(_FOLD_ORDER)
+
+
+def _scored_folds(report: Mapping[str, Any]) -> list[str]:
+    """Folds with a number to show, the one that decides first."""
+    return [fold for fold in report["folds"] if report[fold]["metrics"]]
+
+
+def _figures(
+    report: Mapping[str, Any], context: ReportContext
+) -> dict[str, tuple[Figure, Literal["svg", "png"]]]:
+    taxonomy = context.taxonomy
+    order = lineage_order(taxonomy)
+    names = {cell.code: f"{cell.code}  {cell.name}" for cell in taxonomy.classes}
+    # A chart of very many cells is smaller as pixels.
+    chart: Literal["svg", "png"] = "svg" if len(taxonomy) <= _MAX_SVG_CLASSES else "png"
+    figures: dict[str, tuple[Figure, Literal["svg", "png"]]] = {}
+    if context.class_panel:
+        shown = {names[taxonomy.codes[i]]: context.class_panel.get(taxonomy.codes[i], ()) for i in order}
+        figures["class_panel"] = (draw_class_panel(shown), "png")
+    if context.augmentation_strip:
+        figures["augmentation_strip"] = (draw_augmentation_strip(context.augmentation_strip), "png")
+    curves = training_curves(context.training.get("log_history", ()))
+    if not curves.is_empty:
+        figures["training_curves"] = (draw_training_curves(curves, context.training.get("best_step")), "svg")
+    if scored := _scored_folds(report):
+        section = report[scored[0]]
+        dangerous = np.zeros((len(taxonomy), len(taxonomy)), dtype=bool)
+        dangerous[np.ix_(taxonomy.critical, taxonomy.safe)] = True
+        figures["confusion_matrix"] = (
+            draw_confusion_matrix(
+                np.array(section["confusion_matrix"])[np.ix_(order, order)],
+                [taxonomy.codes[i] for i in order],
+                [taxonomy.lineages[i] for i in order],
+                dangerous[np.ix_(order, order)],
+            ),
+            chart,
+        )
+        figures["class_f1"] = (_class_f1_figure(section["per_class"]), chart)
+    return figures
+
+
+def _class_f1_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    rows = [row for row in rows if row["f1"] is not None]
+    value, low, high = (np.array([row["f1"][key] for row in rows]) for key in ("value", "low", "high"))
+    return draw_class_f1(
+        [row["code"] for row in rows],
+        value,
+        low,
+        high,
+        np.array([row["images"] for row in rows]),
+        np.array([row["is_critical"] for row in rows]),
+    )
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON knows it: numpy and paths turned into plain values, what is not finite into null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, set | frozenset):
+        return sorted((_plain(entry) for entry in value), key=str)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested entries as (dotted name, value), for tables."""
+    rows: list[tuple[str, Any]] = []
+    for key, entry in value.items():
+        if isinstance(entry, Mapping) and entry:
+            rows += _flat(entry, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", entry))
+    return rows
+
+
+def _show(value: Any) -> str:
+    """One value of a recipe or environment as a person writes it."""
+    if value is None or isinstance(value, bool):
+        return {None: "-", True: "yes", False: "no"}[value]
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole % 3600 // 60
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"

@@ -1,0 +1,115 @@
+"""What the model sees: the processor's pixels in evaluation and `pipeline()`, keyed draws in training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from transformers.image_utils import load_image
+
+from cytodino_hf.data.dataset import CellDataset, collate, pick_examples, read_into_memory
+from cytodino_hf.data.loading import load_split
+from cytodino_hf.data.samplers import OversamplingSampler
+from cytodino_hf.data.transforms import build_augmentation
+from cytodino_hf.errors import DataError
+from cytodino_hf.model_builder import build_processor
+from cytodino_hf.recipe import DataSection, parse_recipe
+
+
+@pytest.fixture
+def cells(tmp_path: Path, make_images: Callable[..., Path], tiny_recipe: Callable[..., dict]) -> CellDataset:
+    root = make_images(tmp_path / "images", per_class=8, side=50)
+    recipe = parse_recipe(
+        tiny_recipe(root, tmp_path / "out", data={"center_crop_px": 40, "augmentation": "default"}), source="test"
+    )
+    augmentation = build_augmentation("default", image_size_px=32, center_crop_px=40)
+    return CellDataset(load_split(recipe).images, build_processor(recipe.data), augmentation, seed=3)
+
+
+@pytest.mark.parametrize("size", [(250, 250), (363, 360), (31, 47), (32, 32)])
+@pytest.mark.parametrize("crop", [None, 40, 180])
+def test_evaluation_and_pipeline_see_the_same_pixels(size: tuple[int, int], crop: int | None, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
+    path = tmp_path / "cell.png"
+    Image.fromarray(pixels).save(path)
+    processor = build_processor(DataSection(image_size_px=32, center_crop_px=crop))
+    # What `pipeline()` does, file to tensor.
+    wanted = processor(load_image(str(path)), return_tensors="pt")["pixel_values"]
+    batch = collate([{"pixel_values": processor.crop_and_resize(pixels), "labels": 0}])
+    assert batch["pixel_values"].dtype == torch.uint8
+    got = processor.normalize_batch(batch["pixel_values"])
+    assert got.shape == wanted.shape == (1, 3, 32, 32)
+    torch.testing.assert_close(got, wanted, atol=1e-6, rtol=0)
+
+
+def test_the_processor_crops_before_it_resizes_against_pillow() -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (100, 90, 3), dtype=np.uint8)
+    processor = build_processor(DataSection(image_size_px=32, center_crop_px=60))
+    picture = Image.fromarray(pixels).crop((15, 20, 75, 80)).resize((32, 32), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(processor.crop_and_resize(pixels), np.asarray(picture))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
+def test_grey_and_transparent_pictures_are_read_as_pipeline_reads_them(mode: str, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(3).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    path = tmp_path / ("cell.tif" if mode == "CMYK" else "cell.png")
+    Image.fromarray(pixels).convert(mode).save(path)
+    from cytodino_hf.data.images import read_rgb
+
+    np.testing.assert_array_equal(read_rgb(path), np.asarray(load_image(str(path))))
+
+
+def test_workers_change_nothing_and_repeats_differ(cells: CellDataset) -> None:
+    sampler = OversamplingSampler(cells.labels, power=0.7, multiplier=2.0, seed=1)
+    batches = []
+    for workers in (0, 2):
+        sampler.set_epoch(1)
+        loader = DataLoader(cells, 8, sampler=sampler, collate_fn=collate, num_workers=workers)
+        batches.append(torch.cat([batch["pixel_values"] for batch in loader]))
+    assert torch.equal(batches[0], batches[1])
+    assert not np.array_equal(cells.pixels((0, 0, 0)), cells.pixels((0, 0, 1)))
+    assert not np.array_equal(cells.pixels((0, 0, 0)), cells.pixels((0, 1, 0)))
+    np.testing.assert_array_equal(cells.pixels((0, 1, 5)), cells.pixels((0, 1, 5)))
+
+
+def test_bytes_in_memory_give_the_same_pixels_without_the_files(cells: CellDataset, tmp_path: Path) -> None:
+    import shutil
+
+    from cytodino_hf.data.samples import build_cell_images
+    from cytodino_hf.taxonomy import MLL
+
+    root = tmp_path / "images"
+    names = sorted(str(p.relative_to(root)) for p in root.rglob("*.png"))
+    images = build_cell_images(names, [n[:3] for n in names], root=root, source="image_folder", taxonomy=MLL)
+    before = [CellDataset(images, cells.processor).pixels(i) for i in range(len(names))]
+    cached = CellDataset(read_into_memory(images), cells.processor)
+    shutil.rmtree(root)
+    for i, pixels in enumerate(before):
+        np.testing.assert_array_equal(cached.pixels(i), pixels)
+
+
+def test_an_unreadable_image_stops_with_its_name(cells: CellDataset) -> None:
+    path = Path(cells.rows[0]["image"]["path"])
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match=path.name):
+        cells[0]
+
+
+def test_examples_are_taken_from_every_class(cells: CellDataset, tmp_path: Path) -> None:
+    assert len(cells) == 24
+    from cytodino_hf.data.sources import SOURCES
+    from cytodino_hf.taxonomy import MLL
+
+    source = SOURCES["image_folder"]
+    images = source.load(tmp_path / "images", MLL, source.options())
+    rows = pick_examples(images, 2)
+    assert list(rows) == ["BLA", "LYT", "NGS"]
+    labels = images.labels
+    for label, chosen in enumerate(rows.values()):
+        assert len(chosen) == 2
+        assert all(labels[row] == label for row in chosen)

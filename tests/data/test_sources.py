@@ -1,0 +1,122 @@
+"""One battery for all data sources: whatever a source reads, later stages may rely on the same table."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from cytodino_hf.data.images import read_rgb
+from cytodino_hf.data.samples import CellImages
+from cytodino_hf.data.sources import SOURCES, Source
+from cytodino_hf.errors import DataError
+from cytodino_hf.taxonomy import MLL
+
+COLUMNS = {"id", "path", "source", "group", "fold", "label", "image"}
+# Options under which a source makes a small set; most need none.
+SMALL = {"synthetic": {"cells": 420, "patients": 8}}
+
+
+def fill(name: str, root: Path) -> Path:
+    """Give a source something to read; `synthetic` makes its own."""
+    if name != "synthetic":
+        for code in ("LYT", "BLA"):
+            for number in range(3):
+                path = root / code / f"{code}_{number:05d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8, 8), (number, 2, 3)).save(path)
+    return root
+
+
+@pytest.fixture(scope="module", params=sorted(SOURCES))
+def loaded(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path, CellImages]:
+    name: str = request.param
+    root = fill(name, tmp_path_factory.mktemp(name) / "root")
+    source = SOURCES[name]
+    return name, root, source.load(root, MLL, source.options(**SMALL.get(name, {})))
+
+
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+def test_options_explain_themselves_and_refuse_what_they_do_not_know(source: Source) -> None:
+    assert source.summary
+    assert "\n" not in source.summary
+    for name, field in source.options.model_fields.items():
+        assert field.description, f"{name} has no description"
+        assert not field.is_required(), f"{name}: a source must work without options"
+    with pytest.raises(ValidationError):
+        source.options(no_such_option=1)
+    options = source.options()
+    for name in type(options).model_fields:
+        with pytest.raises(ValidationError):
+            setattr(options, name, getattr(options, name))
+    json.dumps(options.model_dump())  # a recipe is JSON
+
+
+def test_table_has_the_agreed_columns_and_a_stable_order(loaded: tuple[str, Path, CellImages]) -> None:
+    name, root, images = loaded
+    assert set(images.dataset.column_names) == COLUMNS
+    assert images.source == name
+    assert set(images.column("source")) == {name}
+    paths = images.column("path")
+    assert paths == sorted(paths)
+    assert len(set(images.column("id"))) == len(set(paths)) == len(paths)
+    assert not any(path.startswith("/") or "\\" in path for path in paths)
+    assert all((images.root / path).is_file() for path in paths)
+    assert images.root.is_relative_to(root)
+
+
+def test_labels_are_the_taxonomy_in_its_order(loaded: tuple[str, Path, CellImages]) -> None:
+    _, _, images = loaded
+    assert images.dataset.features["label"].names == list(images.taxonomy.codes)
+    assert list(images.taxonomy.codes) == [code for code in MLL.codes if code in images.taxonomy.codes]
+    assert set(images.labels) == set(range(len(images.taxonomy)))
+    folders = [path.split("/")[0] for path in images.column("path")]
+    assert folders == [images.taxonomy.codes[label] for label in images.labels]
+
+
+def test_images_are_read_only_when_asked_for(loaded: tuple[str, Path, CellImages]) -> None:
+    _, _, images = loaded
+    row = images.dataset[0]["image"]
+    assert row["bytes"] is None
+    assert read_rgb(row).shape[2] == 3
+
+
+def test_groups_and_their_kind_come_together(loaded: tuple[str, Path, CellImages]) -> None:
+    _, _, images = loaded
+    assert (images.group_kind is None) == (images.column("group").count(None) == len(images.dataset))
+    assert "\n" not in images.attribution
+
+
+def test_loading_twice_gives_the_same_table(loaded: tuple[str, Path, CellImages]) -> None:
+    name, root, images = loaded
+    again = SOURCES[name].load(root, MLL, SOURCES[name].options(**SMALL.get(name, {})))
+    assert again.fingerprint() == images.fingerprint()
+
+
+def test_a_class_unknown_to_the_taxonomy_stops_with_its_name(loaded: tuple[str, Path, CellImages]) -> None:
+    name, root, _ = loaded
+    with pytest.raises(DataError, match="BLA"):
+        SOURCES[name].load(root, MLL.subset(["LYT"]), SOURCES[name].options(**SMALL.get(name, {})))
+
+
+@pytest.mark.parametrize("name", sorted(set(SOURCES) - {"synthetic"}))
+def test_a_missing_folder_stops_with_its_name(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere"):
+        SOURCES[name].load(tmp_path / "nowhere", MLL, SOURCES[name].options())
+
+
+def test_the_table_of_sources_is_light_to_import() -> None:
+    heavy = ("torch", "datasets", "transformers", "albumentations", "pandas", "kagglehub", "cv2", "pyarrow")
+    code = (
+        "import sys, cytodino_hf.data.sources, cytodino_hf.data.splits;"
+        f"print([name for name in {heavy!r} if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,112 @@
+"""The predictions object and its Parquet form."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from cytodino_hf.errors import DataError
+from cytodino_hf.evaluation.predictions import Predictions, read_embeddings, write_embeddings
+
+COLUMNS = [
+    "id",
+    "path",
+    "source",
+    "group",
+    "fold",
+    "label",
+    "logits",
+    "probabilities",
+    "prediction",
+    "model_revision",
+]
+
+
+@pytest.fixture
+def predictions() -> Predictions:
+    return Predictions(
+        ids=["a", "b", "ç/3"],
+        paths=["BLA/a.jpg", "LYT/b.jpg", "LYT/ç 3.jpg"],
+        sources=["mll", "mll", "mll"],
+        groups=["p1", None, "p2"],
+        folds=["test", "validation", None],
+        labels=np.array([0, 1, -1]),
+        logits=np.array([[2.0, 0.0], [-1.5, 1.5], [1000.0, -1000.0]], dtype=np.float32),
+        classes=("BLA", "LYT"),
+        model_revision="abc",
+        group_kind="patient",
+    )
+
+
+def test_probabilities_are_the_softmax_and_predictions_its_maximum(predictions: Predictions) -> None:
+    expected = [
+        [1 / (1 + np.exp(-2)), 1 / (1 + np.exp(2))],
+        [1 / (1 + np.exp(3)), 1 / (1 + np.exp(-3))],
+        [1, 0],
+    ]
+    np.testing.assert_allclose(predictions.probabilities, expected, rtol=1e-6)
+    assert predictions.predicted.tolist() == [0, 1, 0]
+
+
+def test_parquet_round_trip_keeps_every_value(predictions: Predictions, tmp_path: Path) -> None:
+    path = tmp_path / "predictions" / "test.parquet"
+    predictions.to_parquet(path)
+    back = Predictions.from_parquet(path)
+    for name in ("ids", "paths", "sources", "groups", "folds", "classes", "model_revision", "group_kind"):
+        assert getattr(back, name) == getattr(predictions, name), name
+    np.testing.assert_array_equal(back.labels, predictions.labels)
+    np.testing.assert_array_equal(back.logits, predictions.logits)
+    assert back.labels.dtype == np.int64
+    assert back.logits.dtype == np.float32
+
+
+def test_parquet_has_the_one_schema(predictions: Predictions, tmp_path: Path) -> None:
+    predictions.to_parquet(tmp_path / "p.parquet")
+    table = pq.read_table(tmp_path / "p.parquet")
+    assert table.column_names == COLUMNS
+    assert table["label"].to_pylist() == [0, 1, None]
+    assert table["prediction"].to_pylist() == [0, 1, 0]
+    assert table["group"].to_pylist() == ["p1", None, "p2"]
+
+
+def test_no_image_round_trips(predictions: Predictions, tmp_path: Path) -> None:
+    predictions.select([]).to_parquet(tmp_path / "p.parquet")
+    back = Predictions.from_parquet(tmp_path / "p.parquet")
+    assert len(back) == 0
+    assert back.logits.shape == (0, 2)
+    assert back.probabilities.shape == (0, 2)
+
+
+def test_fold_and_select_keep_rows_together(predictions: Predictions) -> None:
+    assert predictions.fold("validation").ids == ["b"]
+    chosen = predictions.select([2, 0])
+    assert chosen.paths == ["LYT/ç 3.jpg", "BLA/a.jpg"]
+    assert chosen.labels.tolist() == [-1, 0]
+    assert chosen.logits[1].tolist() == [2.0, 0.0]
+
+
+def test_columns_of_different_length_are_refused(predictions: Predictions) -> None:
+    with pytest.raises(ValueError, match="disagree in length"):
+        replace(predictions, paths=["a"])
+    with pytest.raises(ValueError, match="disagree in length"):
+        replace(predictions, classes=("BLA", "LYT", "MON"))
+
+
+def test_another_file_is_refused_by_name(predictions: Predictions, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such predictions file"):
+        Predictions.from_parquet(tmp_path / "absent.parquet")
+    write_embeddings(tmp_path / "e.parquet", ["a"], np.zeros((1, 2)))
+    with pytest.raises(DataError, match=r"e\.parquet: no predictions of this project"):
+        Predictions.from_parquet(tmp_path / "e.parquet")
+
+
+def test_embeddings_round_trip(tmp_path: Path) -> None:
+    values = np.arange(6, dtype=np.float32).reshape(3, 2) / 7
+    write_embeddings(tmp_path / "new" / "embeddings.parquet", ["a", "b", "c"], values)
+    ids, back = read_embeddings(tmp_path / "new" / "embeddings.parquet")
+    assert ids == ["a", "b", "c"]
+    np.testing.assert_array_equal(back, values)
