@@ -16,11 +16,7 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from .backbones import explained, hub_arguments, keep_base, quiet, read_backbone_config
 from .errors import BackboneUnavailableError
 from .model.configuration_cytodino import CytoDinoConfig
 from .model.image_processing_cytodino import CytoDinoImageProcessor
@@ -82,7 +79,7 @@ def build_config(recipe: Recipe, taxonomy: Taxonomy) -> CytoDinoConfig:
         BackboneUnavailableError: The backbone's configuration cannot be had.
     """
     model = recipe.model
-    backbone = _backbone_config(recipe)
+    backbone = read_backbone_config(recipe)
     on_hub = model.backbone is not None and not Path(model.backbone).is_dir()
     return CytoDinoConfig(
         backbone_config=backbone,
@@ -118,13 +115,15 @@ def build_model(recipe: Recipe, config: CytoDinoConfig, base_folder: Path) -> nn
 
     on_hub = config.base_model_name_or_path is not None
     if not on_hub and recipe.model.method != "full":
-        _keep_base(recipe, config, base_folder)
+        keep_base(recipe, config, base_folder)
         model = _load(recipe, config, str(base_folder), {})
     elif recipe.model.backbone is None:
         set_seed(recipe.training.seed)
-        model = CytoDinoForImageClassification._from_config(config, attn_implementation=recipe.model.attention)
+        model = CytoDinoForImageClassification._from_config(
+            config, attn_implementation=recipe.model.attention
+        )
     else:
-        hub = {"revision": config.base_model_revision, **_hub_arguments(recipe)} if on_hub else {}
+        hub = {"revision": config.base_model_revision, **hub_arguments(recipe)} if on_hub else {}
         model = _load(recipe, config, recipe.model.backbone, hub)
     set_seed(recipe.training.seed)  # LoRA's own weights, whatever was drawn before
     return prepare_for_training(model, recipe.model).train()
@@ -136,30 +135,10 @@ def _load(
     from transformers import set_seed
 
     set_seed(recipe.training.seed)  # the head
-    with _explained(recipe.model), _quiet():
+    with explained(recipe.model), quiet():
         return CytoDinoForImageClassification.from_pretrained(
             source, config=config, dtype=torch.float32, attn_implementation=recipe.model.attention, **hub
         )
-
-
-def _keep_base(recipe: Recipe, config: CytoDinoConfig, folder: Path) -> None:
-    """Write the backbone into the RUN, once: the model is always built from there, so that a run started again builds
-    the very same one."""
-    from transformers import AutoModel, set_seed
-
-    if folder.is_dir():
-        return
-    set_seed(recipe.training.seed)
-    if recipe.model.backbone is None:
-        backbone = AutoModel.from_config(config.backbone_config)
-    else:
-        with _explained(recipe.model):
-            backbone = AutoModel.from_pretrained(recipe.model.backbone, dtype=torch.float32)
-    backbone.config._name_or_path = ""  # where it was found means nothing elsewhere
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    backbone.save_pretrained(partial)
-    os.replace(partial, folder)  # a folder of this name is always whole
 
 
 def build_on_meta(recipe: Recipe, config: CytoDinoConfig) -> nn.Module:
@@ -267,7 +246,10 @@ def _save_lora(model: Any, adapter: Path, config: CytoDinoConfig) -> None:
     # peft notes whatever path was loaded; a local one means nothing elsewhere.
     path = adapter / "adapter_config.json"
     values = json.loads(path.read_text(encoding="utf-8"))
-    values |= {"base_model_name_or_path": config.base_model_name_or_path, "revision": config.base_model_revision}
+    values |= {
+        "base_model_name_or_path": config.base_model_name_or_path,
+        "revision": config.base_model_revision,
+    }
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -283,82 +265,3 @@ def merge(model: nn.Module) -> CytoDinoForImageClassification:
     merged: Any = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model  # type: ignore[operator]
     assert isinstance(merged, CytoDinoForImageClassification)
     return merged.eval()
-
-
-def _hub_arguments(recipe: Recipe) -> dict[str, Any]:
-    return {"cache_dir": recipe.hub.cache_dir, "local_files_only": recipe.hub.local_files_only}
-
-
-def _backbone_config(recipe: Recipe) -> Any:
-    from transformers import CONFIG_MAPPING, AutoConfig
-
-    model = recipe.model
-    if model.backbone_config is not None:
-        values = dict(model.backbone_config)
-        return CONFIG_MAPPING[values.pop("model_type", "dinov3_vit")](**values)
-    with _explained(model):
-        config = AutoConfig.from_pretrained(model.backbone, revision=model.revision, **_hub_arguments(recipe))
-    patch, side = config.patch_size, recipe.data.image_size_px
-    if side % patch:
-        raise BackboneUnavailableError(
-            f"data.image_size_px = {side} is no multiple of the patch of {patch} of {model.backbone}; "
-            f"use {side // patch * patch} or {(side // patch + 1) * patch}"
-        )
-    return config
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    # The loader lists every tensor of the fresh head as missing: true, and expected.
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-
-
-@contextmanager
-def _explained(section: ModelSection) -> Iterator[None]:
-    """Turn the many ways a download can fail into one message with the remedy."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        name, revision = section.backbone, section.revision
-        raise BackboneUnavailableError(_remedy(error, str(name), revision)) from error
-
-
-def _remedy(error: BaseException, name: str, revision: str | None) -> str:
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    causes = []
-    link: BaseException | None = error
-    while link is not None and link not in causes:
-        causes.append(link)
-        link = link.__cause__ or link.__context__
-    fallback = "or use an open backbone such as facebook/dinov2-large (patch 14: data.image_size_px 252)"
-    if any(isinstance(c, GatedRepoError) for c in causes):
-        return (
-            f"backbone {name} is gated and this account has no access: accept its licence on "
-            f"https://huggingface.co/{name}, then `hf auth login` or set HF_TOKEN; {fallback}"
-        )
-    if any(isinstance(c, RevisionNotFoundError) for c in causes):
-        return (
-            f"backbone {name} has no revision {revision!r}; give a commit of it or leave model.revision out"
-        )
-    if any(isinstance(c, RepositoryNotFoundError) for c in causes):
-        return (
-            f"backbone {name} does not exist on the Hub, or is private and no token is set: check model.backbone, "
-            f"`hf auth login` or set HF_TOKEN; {fallback}"
-        )
-    if Path(name).is_dir():
-        return f"backbone folder {name} cannot be loaded: {error}"
-    return (
-        f"backbone {name} cannot be fetched ({type(causes[-1]).__name__}): without a connection it must be in the "
-        "local cache; fetch it once with a connection (`hf download "
-        + name
-        + "`), or give model.backbone a local "
-        f"folder, or build one from scratch with model.backbone_config. First cause: {causes[-1]}"
-    )

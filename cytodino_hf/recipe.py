@@ -15,13 +15,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from .errors import RecipeError
-from .recipe_checks import (
-    check_contradictions,
-    check_model,
-    check_training_arguments,
-    parse_overrides,
-    unknown_key,
-)
+from .recipe_checks import check_contradictions, check_training_arguments
+from .recipe_mistakes import check_model, parse_overrides, unknown_key
 
 SECTIONS = ("data", "model", "loss", "training", "evaluation", "hub")
 # Statistics of the images DINOv3 and DINOv2 were pretrained with.

@@ -1,18 +1,18 @@
-"""Everything that can be wrong with a recipe, put into words a person can act on."""
+"""What no single key of a recipe can show: keys of TrainingArguments in their right place, and contradictions."""
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from .recipe_mistakes import in_words, nearest, plain_value, shortened, unknown_key
 
 # Keys of TrainingArguments that have their own place, with that place.
 _PRECISION = "precision is set by accelerate_config.yaml or `accelerate launch --mixed_precision`"
@@ -42,211 +42,15 @@ _ELSEWHERE = {
         _OURS,
     ),
 }  # fmt: skip
-_BACKBONE_TYPES = ("dinov3_vit", "dinov2", "dinov2_with_registers")
+#: Backbones of transformers that can be used.
+BACKBONE_TYPES = ("dinov3_vit", "dinov2", "dinov2_with_registers")
 # Patch side by the names of the published families, for ids whose configuration is not at hand yet.
 _PATCH_BY_NAME = ((r"dinov3-vit\w*?16", 16), (r"dinov2", 14), (r"dinobloom", 14))
 
 
-def nearest(name: str, known: Sequence[str]) -> str | None:
-    """The known name that looks most like `name`, or None."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return close[0] if close else None
-
-
-def unknown_key(name: str, known: Sequence[str], *, kind: str, bare: bool = False) -> str:
-    """Say that a name is unknown, with the nearest known one and all that are allowed."""
-    close = nearest(name.rsplit(".", 1)[-1], known)
-    hint = f"; did you mean {close!r}?" if close else ""
-    allowed = ", ".join(known)
-    return ("" if bare else f"{name}: ") + f"unknown {kind}{hint} (known: {allowed})"
-
-
-def parse_overrides(tokens: Sequence[str], document: dict[str, Any]) -> list[str]:
-    """Put `--section.key VALUE` pairs into the document; returns what could not be understood.
-
-    A value is read as JSON where it is JSON and as text otherwise; where a key takes text only, `check_model` turns
-    a number back into the text that was typed.
-    """
-    problems: list[str] = []
-    rest = list(tokens)
-    while rest:
-        token = rest.pop(0)
-        if not token.startswith("--") or "." not in token.split("=", 1)[0]:
-            problems.append(f"{token}: unknown option; a key of the recipe is changed by --section.key VALUE")
-            if rest and token.startswith("--") and "=" not in token and not rest[0].startswith("--"):
-                rest.pop(0)  # its value
-            continue
-        name, has_value, text = token[2:].partition("=")
-        if not has_value:
-            if not rest or (rest[0].startswith("--") and "." in rest[0]):
-                problems.append(f"--{name}: a value is missing")
-                continue
-            text = rest.pop(0)
-        target: Any = document
-        *parents, key = name.split(".")
-        for parent in parents:
-            if not isinstance(target.setdefault(parent, {}), dict):
-                target[parent] = {}
-            target = target[parent]
-        target[key] = _read_value(text)
-    return problems
-
-
-@dataclass(frozen=True)
-class _CommandLineValue:
-    """A value from the command line that reads as JSON, with the text that was typed."""
-
-    value: Any
-    text: str
-
-
-def _read_value(text: str) -> Any:
-    try:
-        return _CommandLineValue(json.loads(text), text)
-    except (json.JSONDecodeError, RecursionError):
-        return text
-
-
-def _plain(value: Any, *, as_text: bool = False) -> Any:
-    if isinstance(value, _CommandLineValue):
-        return value.text if as_text else value.value
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return value
-
-
-def check_model(
-    model: type[BaseModel],
-    values: Any,
-    place: str,
-    found: list[str],
-    *,
-    known: Sequence[str] | None = None,
-    hint: str | None = None,
-) -> Any:
-    """Validate one section; append a line for each mistake.
-
-    Args:
-        model: The strict model.
-        values: Its keys.
-        place: Path of the section (`data`, `data.synthetic`).
-        found: Receives the mistakes.
-        known: Names to choose the nearest from; the model's fields by default.
-        hint: What the keys belong to, for unknown ones.
-
-    Returns:
-        The checked section; with mistakes, the section without them, or None where not even that can be built.
-    """
-    if isinstance(values, _CommandLineValue):
-        values = values.value
-    if not isinstance(values, dict):
-        found.append(f"{place} = {values!r}: must be an object with keys")
-        return None
-    plain = {key: _plain(value) for key, value in values.items()}
-    try:
-        return model(**plain)
-    except ValidationError as error:
-        typed = {e["loc"][0] for e in error.errors() if e["type"] == "string_type" and len(e["loc"]) == 1}
-        back = {
-            key: _plain(values[key], as_text=True)
-            for key in typed
-            if isinstance(values.get(key), _CommandLineValue)
-        }
-        back = {key: text for key, text in back.items() if plain[key] is not None}
-        if back:
-            return check_model(model, {**values, **back}, place, found, known=known, hint=hint)
-        lines: dict[str, list[str]] = {}
-        for problem in error.errors():
-            where = [str(part) for part in problem["loc"] if not _is_union_branch(str(part), problem["loc"])]
-            name = ".".join([place, *where])
-            lines.setdefault(name, []).append(_in_words(problem, known or tuple(model.model_fields), hint))
-        for name, words in lines.items():
-            value = _value_at(plain, name[len(place) + 1 :].split("."))
-            shown = "" if words[0].startswith("unknown") or words == ["is missing"] else f" = {_short(value)}"
-            found.append(f"{name}{shown}: {' or '.join(dict.fromkeys(words))}")
-        return _salvaged(model, plain, {str(e["loc"][0]) for e in error.errors()})
-
-
-def _salvaged(model: type[BaseModel], values: dict[str, Any], bad: set[str]) -> Any:
-    """The section with its wrong keys at their defaults, so that contradictions of the others still show."""
-    good = {key: value for key, value in values.items() if key not in bad}
-    required = {
-        name: "" for name, field in model.model_fields.items() if field.is_required() and name not in good
-    }
-    try:
-        return model(**good, **required)
-    except ValidationError:
-        return None
-
-
-def _is_union_branch(part: str, location: tuple[Any, ...]) -> bool:
-    # pydantic adds the branch of a union to the location: ('lora_targets', 'list[str]').
-    return (
-        len(location) > 1
-        and bool(re.match(r"(list|dict|literal|str|float|int|bool)\b", part))
-        and part != str(location[0])
-    )
-
-
-def _value_at(values: Any, names: Sequence[str]) -> Any:
-    for name in names:
-        if isinstance(values, dict) and name in values:
-            values = values[name]
-        elif isinstance(values, list) and name.isdigit() and int(name) < len(values):
-            values = values[int(name)]
-        else:
-            return values
-    return values
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-_WORDS = {
-    "int_type": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "float_type": "must be a number",
-    "bool_type": "must be true or false",
-    "string_type": "must be text",
-    "list_type": "must be a list",
-    "dict_type": "must be an object",
-    "model_type": "must be an object with keys",
-    "model_attributes_type": "must be an object with keys",
-    "finite_number": "must be a finite number",
-    "missing": "is missing",
-}
-
-
-def _in_words(problem: Any, known: Sequence[str], hint: str | None) -> str:
-    kind, context = problem["type"], problem.get("ctx", {})
-    if kind == "extra_forbidden":
-        return unknown_key(
-            str(problem["loc"][-1]), known, kind=f"key of {hint}" if hint else "key", bare=True
-        )
-    limits = {
-        "greater_than": ("gt", "must be greater than"),
-        "greater_than_equal": ("ge", "must be at least"),
-        "less_than": ("lt", "must be less than"),
-        "less_than_equal": ("le", "must be at most"),
-        "literal_error": ("expected", "must be"),
-        "too_short": ("min_length", "must have this many values:"),
-        "too_long": ("max_length", "must have this many values:"),
-    }
-    if kind in limits:
-        key, words = limits[kind]
-        suggestion = ""
-        if kind == "literal_error" and isinstance(problem["input"], str):
-            close = nearest(problem["input"], re.findall(r"'([^']*)'", str(context[key])))
-            suggestion = f"; did you mean {close!r}?" if close else ""
-        return f"{words} {context[key]}{suggestion}"
-    return _WORDS.get(kind, str(problem["msg"]))
-
-
 def check_training_arguments(section: Mapping[str, Any], ours: Sequence[str], found: list[str]) -> None:
     """Check the keys of `training` that are TrainingArguments' own: known, of the right type, in the right place."""
-    others = {key: _plain(value) for key, value in section.items() if key not in ours}
+    others = {key: plain_value(value) for key, value in section.items() if key not in ours}
     if not others:
         return
     import dataclasses
@@ -259,13 +63,13 @@ def check_training_arguments(section: Mapping[str, Any], ours: Sequence[str], fo
     allowed = [name for name in dict.fromkeys([*ours, *fields]) if name not in _ELSEWHERE]
     for key, value in others.items():
         if key in _ELSEWHERE:
-            shown = "" if "token" in key else f" = {_short(value)}"  # a secret is never repeated
+            shown = "" if "token" in key else f" = {shortened(value)}"  # a secret is never repeated
             found.append(f"training.{key}{shown}: {_ELSEWHERE[key]}")
         elif key not in fields:
             close = nearest(key, allowed)
             found.append(f"training.{key}: unknown key" + (f"; did you mean {close!r}?" if close else ""))
         elif problem := _type_problem(hints[key], value):
-            found.append(f"training.{key} = {_short(value)}: {problem}")
+            found.append(f"training.{key} = {shortened(value)}: {problem}")
 
 
 def _type_problem(hint: Any, value: Any) -> str | None:
@@ -279,7 +83,7 @@ def _type_problem(hint: Any, value: Any) -> str | None:
             hint, config=ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
         ).validate_python(value)
     except ValidationError as error:
-        return " or ".join(dict.fromkeys(_in_words(problem, (), None) for problem in error.errors()))
+        return " or ".join(dict.fromkeys(in_words(problem, (), None) for problem in error.errors()))
     return None
 
 
@@ -358,10 +162,10 @@ def _read_local_config(folder: Path, found: list[str]) -> tuple[int | None, int 
     except (OSError, ValueError) as error:
         found.append(f"model.backbone = {str(folder)!r}: its config.json cannot be read ({error})")
         return None, None
-    if config.get("model_type") not in _BACKBONE_TYPES:
+    if config.get("model_type") not in BACKBONE_TYPES:
         found.append(
             f"model.backbone = {str(folder)!r}: a {config.get('model_type')!r} model; must be one of "
-            + ", ".join(_BACKBONE_TYPES)
+            + ", ".join(BACKBONE_TYPES)
         )
         return None, None
     return config.get("hidden_size"), config.get("patch_size")
@@ -372,9 +176,9 @@ def _check_backbone_config(values: dict[str, Any], found: list[str]) -> tuple[in
     from transformers import CONFIG_MAPPING
 
     kind = values.get("model_type", "dinov3_vit")
-    if kind not in _BACKBONE_TYPES:
+    if kind not in BACKBONE_TYPES:
         found.append(
-            f"model.backbone_config.model_type = {kind!r}: must be one of {', '.join(_BACKBONE_TYPES)}"
+            f"model.backbone_config.model_type = {kind!r}: must be one of {', '.join(BACKBONE_TYPES)}"
         )
         return None, None
     config_class = CONFIG_MAPPING[kind]

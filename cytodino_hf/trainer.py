@@ -170,7 +170,9 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     values = recipe.training.model_dump()
     for key in _OURS:
         values.pop(key)
-    values.setdefault("dataloader_pin_memory", torch.cuda.is_available())  # of no use without a GPU, and it warns
+    values.setdefault(
+        "dataloader_pin_memory", torch.cuda.is_available()
+    )  # of no use without a GPU, and it warns
     evaluates = recipe.training.eval_strategy != "no"
     metric = recipe.training.metric_for_best_model.removeprefix("eval_")
     return TrainingArguments(

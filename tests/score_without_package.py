@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.modules["cytodino_hf"] = None  # type: ignore[assignment]  # any import of it now fails
 
-import pyarrow.parquet as pq
-from transformers import AutoModelForImageClassification, pipeline
+import pyarrow.parquet as pq  # noqa: E402
+from transformers import AutoModelForImageClassification, pipeline  # noqa: E402
 
 
 def main() -> None:

@@ -27,7 +27,11 @@ DINOV2 = {
 }  # fmt: skip
 # Name of a variant -> changes to the tiny recipe, files its RUN must hold, files it must not.
 VARIANTS: dict[str, tuple[dict[str, Any], set[str], set[str]]] = {
-    "lora_scratch": ({}, {"adapter/adapter_model.safetensors", "base/model.safetensors"}, {"model.safetensors"}),
+    "lora_scratch": (
+        {},
+        {"adapter/adapter_model.safetensors", "base/model.safetensors"},
+        {"model.safetensors"},
+    ),
     "lora_norms_biases": (
         {"model": {"train_norms": True, "train_biases": True, "head": "linear"}},
         {"adapter/adapter_model.safetensors", "base/model.safetensors"},
@@ -44,7 +48,11 @@ VARIANTS: dict[str, tuple[dict[str, Any], set[str], set[str]]] = {
         {"adapter/adapter_model.safetensors", "base/model.safetensors"},
         {"model.safetensors"},
     ),
-    "lora_local": ({}, {"adapter/adapter_model.safetensors", "base/model.safetensors"}, {"model.safetensors"}),
+    "lora_local": (
+        {},
+        {"adapter/adapter_model.safetensors", "base/model.safetensors"},
+        {"model.safetensors"},
+    ),
 }
 
 
@@ -73,7 +81,8 @@ def runs(
 def make_backbone(values: dict[str, Any], folder: Path) -> None:
     from transformers import AutoModel, DINOv3ViTConfig
 
-    AutoModel.from_config(DINOv3ViTConfig(**{k: v for k, v in values.items() if k != "model_type"})).save_pretrained(folder)
+    config = DINOv3ViTConfig(**{k: v for k, v in values.items() if k != "model_type"})
+    AutoModel.from_config(config).save_pretrained(folder)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -89,9 +98,15 @@ def test_a_run_holds_what_its_method_says(runs: dict[str, Path], name: str) -> N
     assert [f for f in sorted(unwanted) if (run / f).exists()] == []
 
 
-def test_pipeline_without_our_package_gives_the_saved_probabilities(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_pipeline_without_our_package_gives_the_saved_probabilities(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
     out = tmp_path / "scores.json"
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path / "hf"),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, str(TESTS / "score_without_package.py"), str(out), *map(str, runs.values())]
     subprocess.run(command, check=True, env=environment, cwd=tmp_path)
     scores = json.loads(out.read_text())
@@ -119,7 +134,8 @@ def test_the_folder_can_move(runs: dict[str, Path], name: str, tmp_path: Path) -
 def test_predictions_and_embeddings_agree(runs: dict[str, Path]) -> None:
     run = runs["lora_scratch"]
     ids, embeddings = read_embeddings(run / "predictions" / "embeddings.parquet")
-    folds = [Predictions.from_parquet(run / "predictions" / f"{f}.parquet") for f in ("validation", "calibration", "test")]
+    names = ("validation", "calibration", "test")
+    folds = [Predictions.from_parquet(run / "predictions" / f"{name}.parquet") for name in names]
     assert ids == [name for fold in folds for name in fold.ids]
     assert embeddings.shape == (len(ids), 32)
     assert len(set(ids)) == len(ids)
@@ -204,7 +220,9 @@ def test_other_data_in_the_folder_are_refused(
         finetune(recipe)
 
 
-def test_a_folder_that_is_no_run_is_refused(images: Path, tiny_recipe: Callable[..., dict], tmp_path: Path) -> None:
+def test_a_folder_that_is_no_run_is_refused(
+    images: Path, tiny_recipe: Callable[..., dict], tmp_path: Path
+) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(RunFolderError, match="not empty"):
         finetune(parse_recipe(tiny_recipe(images, tmp_path), source="test"))

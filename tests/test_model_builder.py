@@ -1,4 +1,4 @@
-"""Building: parameter counts, what trains, LoRA targets, merging, and one clear message when a backbone is not to be had."""
+"""Building: parameter counts, what trains, LoRA targets, merging; one clear message without a backbone."""
 
 from __future__ import annotations
 
@@ -115,7 +115,9 @@ def test_what_trains(section: dict, trains: list[str], frozen: list[str]) -> Non
     for part in trains:
         assert any(on for n, on in names.items() if part in n), part
     for part in frozen:
-        assert not any(on for n, on in names.items() if part in n and "head." not in n and "lora_" not in n), part
+        assert not any(
+            on for n, on in names.items() if part in n and "head." not in n and "lora_" not in n
+        ), part
     assert not any(p.requires_grad for n, p in model.named_parameters() if "original_module" in n)
 
 
@@ -176,17 +178,20 @@ def test_the_same_seed_builds_the_same_model_and_keeps_its_base(
 class _Hub(http.server.BaseHTTPRequestHandler):
     """A Hub on loopback that refuses in the ways the real one does."""
 
-    codes = {"gated": (403, "GatedRepo"), "missing": (401, "RepoNotFound"), "norev": (404, "RevisionNotFound")}
-
     def do_GET(self) -> None:
-        status, code = next((v for k, v in self.codes.items() if k in self.path), (404, "EntryNotFound"))
+        codes = {
+            "gated": (403, "GatedRepo"),
+            "missing": (401, "RepoNotFound"),
+            "norev": (404, "RevisionNotFound"),
+        }
+        status, code = next((v for k, v in codes.items() if k in self.path), (404, "EntryNotFound"))
         self.send_response(status)
         self.send_header("X-Error-Code", code)
         self.send_header("X-Error-Message", code)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815 - the name http.server calls
 
     def log_message(self, *args: object) -> None:
         pass
@@ -219,8 +224,15 @@ for name, revision in (("me/gated", None), ("me/missing", None), ("me/norev", "a
             found[f"{name} {local}"] = str(error)
 print(json.dumps(found))
 """
-    environment = os.environ | {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_x"}
-    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    environment = os.environ | {
+        "HF_ENDPOINT": hub,
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_OFFLINE": "0",
+        "HF_TOKEN": "hf_x",
+    }
+    out = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True
+    )
     found = json.loads(out.stdout.strip().splitlines()[-1])
     assert "accept its licence" in found["me/gated False"]
     assert "HF_TOKEN" in found["me/gated False"]

@@ -95,7 +95,9 @@ def test_groups_by_part_and_decay(trainer: Callable[..., CytoTrainer]) -> None:
     assert all(n.endswith(("bias", "query", "weight")) and "up.weight" not in n for n in undecayed)
 
 
-def test_without_rates_of_their_own_all_parts_share_the_learning_rate(trainer: Callable[..., CytoTrainer]) -> None:
+def test_without_rates_of_their_own_all_parts_share_the_learning_rate(
+    trainer: Callable[..., CytoTrainer],
+) -> None:
     run = trainer(model={"method": "full"})
     assert {g["lr"] for g in parameter_groups(run.model, run.training)} == {1e-3}
 
@@ -172,7 +174,9 @@ def test_early_stopping_and_best_model(trainer: Callable[..., CytoTrainer]) -> N
 
 
 @pytest.mark.parametrize("method", ["lora", "head", "full"])
-def test_the_best_checkpoint_is_what_is_left_in_memory(trainer: Callable[..., CytoTrainer], method: str) -> None:
+def test_the_best_checkpoint_is_what_is_left_in_memory(
+    trainer: Callable[..., CytoTrainer], method: str
+) -> None:
     """The model at the end gives the validation loss of the best step, not of the last."""
     run = trainer(
         model={"method": method},

@@ -25,7 +25,8 @@ from cytodino_hf.recipe import DataSection, parse_recipe
 def cells(tmp_path: Path, make_images: Callable[..., Path], tiny_recipe: Callable[..., dict]) -> CellDataset:
     root = make_images(tmp_path / "images", per_class=8, side=50)
     recipe = parse_recipe(
-        tiny_recipe(root, tmp_path / "out", data={"center_crop_px": 40, "augmentation": "default"}), source="test"
+        tiny_recipe(root, tmp_path / "out", data={"center_crop_px": 40, "augmentation": "default"}),
+        source="test",
     )
     augmentation = build_augmentation("default", image_size_px=32, center_crop_px=40)
     return CellDataset(load_split(recipe).images, build_processor(recipe.data), augmentation, seed=3)
@@ -33,7 +34,9 @@ def cells(tmp_path: Path, make_images: Callable[..., Path], tiny_recipe: Callabl
 
 @pytest.mark.parametrize("size", [(250, 250), (363, 360), (31, 47), (32, 32)])
 @pytest.mark.parametrize("crop", [None, 40, 180])
-def test_evaluation_and_pipeline_see_the_same_pixels(size: tuple[int, int], crop: int | None, tmp_path: Path) -> None:
+def test_evaluation_and_pipeline_see_the_same_pixels(
+    size: tuple[int, int], crop: int | None, tmp_path: Path
+) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
     path = tmp_path / "cell.png"
     Image.fromarray(pixels).save(path)

@@ -34,7 +34,7 @@ class Region:
         right, bottom = int(min(high[0], width)), int(min(high[1], height))
         self.is_empty = right <= self.x or bottom <= self.y
         self.pixels = picture[self.y : max(bottom, self.y), self.x : max(right, self.x)]
-        self.cover = np.zeros(self.pixels.shape[:2], np.uint8)
+        self.cover: np.ndarray = np.zeros(self.pixels.shape[:2], np.uint8)
         if self.is_empty:
             return
         origin = np.array([self.x, self.y])

@@ -94,7 +94,8 @@ def _nucleus(
     if region.is_empty:
         return region
     if look.chromatin == "spokes":
-        dark = textures.spokes(rng, *region.grid(centre), radius)
+        blocks = textures.cut(textures.texture_tile("clumped"), rng, region.cover.shape)
+        dark = 0.75 * textures.spokes(rng, *region.grid(centre), radius) + 0.35 * blocks
     else:
         dark = textures.cut(textures.texture_tile(look.chromatin), rng, region.cover.shape)
     contrast = look.chromatin_contrast * slide.chromatin_scale
@@ -166,8 +167,8 @@ def _vacuoles(
     cytoplasm: np.ndarray,
     rng: np.random.Generator,
 ) -> None:
-    count = int(rng.integers(6, 15))
-    places = centre + inside(outline, count, 0.3, rng) + inside(outline, count, 0.62, rng)
+    count = int(rng.integers(12, 26))
+    places = centre + inside(outline, count, 0.9, rng)
     pale = np.repeat((cytoplasm + 0.75 * (246 - cytoplasm))[None], count, axis=0)
     paint_dots(picture, places, rng.uniform(2.2, 5.0, count), pale)
 

@@ -81,7 +81,7 @@ def _round(rng: np.random.Generator, radius: float) -> Nucleus:
 
 
 def _kidney(rng: np.random.Generator, radius: float) -> Nucleus:
-    dent = (np.pi / 2, rng.uniform(0.50, 0.66), rng.uniform(0.36, 0.48))
+    dent = (np.pi / 2, rng.uniform(0.64, 0.76), rng.uniform(0.40, 0.50))
     return Nucleus([blob(rng, radius, aspect=rng.uniform(1.3, 1.5), roughness=0.015, dents=(dent,))])
 
 
@@ -108,7 +108,7 @@ def _band(rng: np.random.Generator, radius: float) -> Nucleus:
 def _lobes(rng: np.random.Generator, radius: float, count: int, size: float, strand_px: float) -> Nucleus:
     span = np.pi * (0.95 if count == 2 else rng.uniform(1.25, 1.65))
     turn = np.linspace(-span / 2, span / 2, count) + rng.normal(0, 0.14, count)
-    reach = radius * (1 - size) * rng.uniform(0.72, 1.12, count)
+    reach = radius * (1 - size) * rng.uniform(1.0 if count == 2 else 0.72, 1.12, count)
     centres = np.stack([np.cos(turn), np.sin(turn)], axis=1) * reach[:, None]
     outlines = []
     for centre, direction in zip(centres, turn, strict=True):
@@ -126,7 +126,7 @@ def _segmented(rng: np.random.Generator, radius: float) -> Nucleus:
 
 
 def _bilobed(rng: np.random.Generator, radius: float) -> Nucleus:
-    return _lobes(rng, radius, 2, rng.uniform(0.44, 0.50), rng.uniform(4, 8))
+    return _lobes(rng, radius, 2, rng.uniform(0.42, 0.47), rng.uniform(4, 8))
 
 
 def _folded(rng: np.random.Generator, radius: float) -> Nucleus:

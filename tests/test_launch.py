@@ -1,0 +1,124 @@
+"""Precision: who decides it, under the plain command, the launcher's options and the user's own file."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cytodino_hf import launch
+from cytodino_hf.errors import CytoDinoError
+
+ROOT = Path(__file__).parent.parent
+YAML = ROOT / "accelerate_config.yaml"
+
+
+@pytest.fixture
+def as_if(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
+    """Apply the shipped file as if this process had been started in some way."""
+
+    def apply(arguments: list[str] | None, *, obstacle: str | None = None, config: Path = YAML) -> str:
+        import accelerate.commands.config as accelerate_config
+
+        monkeypatch.setattr(launch, "_launcher_arguments", lambda: arguments)
+        monkeypatch.setattr(launch, "bf16_obstacle", lambda: obstacle)
+        monkeypatch.setattr(accelerate_config, "default_config_file", str(tmp_path / "default_config.yaml"))
+        return launch.apply_accelerate_config(config)
+
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    return apply
+
+
+def test_the_shipped_file_is_applied_by_itself(as_if: Callable[..., str]) -> None:
+    assert "bf16, set by accelerate_config.yaml" in as_if(["launch", "run_finetune.py"])
+    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "bf16"
+
+
+def test_a_device_without_bf16_gets_float32(as_if: Callable[..., str]) -> None:
+    assert "no bf16 here" in as_if(["launch", "run_finetune.py"], obstacle="no bf16 here")
+    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "no"
+
+
+@pytest.mark.parametrize("option", ["--mixed_precision", "--config_file", "--mixed_precision=fp16"])
+def test_the_launchers_options_come_first(
+    as_if: Callable[..., str], monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    assert "precision fp16, set by accelerate launch" in as_if(["launch", option, "fp16", "run_finetune.py"])
+    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "fp16"
+
+
+def test_the_users_own_file_comes_before_the_shipped_one(
+    as_if: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    (tmp_path / "default_config.yaml").write_text("mixed_precision: 'no'\n")
+    assert "accelerate config" in as_if(["launch", "run_finetune.py"])
+    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "no"
+
+
+def test_a_file_only_the_launcher_can_apply_is_refused(as_if: Callable[..., str], tmp_path: Path) -> None:
+    edited = tmp_path / "accelerate_config.yaml"
+    edited.write_text(YAML.read_text().replace("num_processes: 1", "num_processes: 4"))
+    with pytest.raises(CytoDinoError, match="--config_file"):
+        as_if(["launch", "run_finetune.py"], config=edited)
+
+
+def test_a_wrong_precision_in_the_file_is_named(as_if: Callable[..., str], tmp_path: Path) -> None:
+    edited = tmp_path / "accelerate_config.yaml"
+    edited.write_text("mixed_precision: half\n")
+    with pytest.raises(CytoDinoError, match="mixed_precision must be one of no, bf16, fp16"):
+        as_if(None, config=edited)
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(CytoDinoError, match="train alone in the same folder"):
+        launch.refuse_independent_trainings(1)
+    launch.refuse_independent_trainings(2)
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ([], "set by accelerate_config.yaml"),
+        (["--config_file", str(YAML)], "set by accelerate launch --config_file"),
+        (["--mixed_precision", "no"], "precision no, set by accelerate launch --mixed_precision"),
+    ],
+    ids=["plain", "config_file", "mixed_precision"],
+)
+def test_the_literal_command(
+    options: list[str],
+    wanted: str,
+    tmp_path: Path,
+    make_images: Callable[..., Path],
+    tiny_recipe: Callable[..., dict],
+) -> None:
+    """`accelerate launch run_finetune.py RECIPE` from the checkout trains and ends in a report."""
+    root = make_images(tmp_path / "images")
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps(tiny_recipe(root, tmp_path / "run")))
+    command = [
+        str(Path(sys.executable).with_name("accelerate")),
+        "launch",
+        *options,
+        "run_finetune.py",
+        str(recipe),
+    ]
+    environment = os.environ | {
+        "HF_HOME": str(tmp_path / "hf"),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    environment.pop("ACCELERATE_MIXED_PRECISION", None)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # A processor without bf16 says so instead; either way the shipped file was read.
+    assert wanted in done.stdout or (not options and "accelerate_config.yaml asks for bf16" in done.stdout)
+    assert (tmp_path / "run" / "report" / "report.html").is_file()
+    noted = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert noted["precision"] == ("no" if "precision no" in done.stdout else "bf16")
