@@ -22,20 +22,24 @@ def hub_arguments(recipe: Recipe) -> dict[str, Any]:
     return {"cache_dir": recipe.hub.cache_dir, "local_files_only": recipe.hub.local_files_only}
 
 
-def read_backbone_config(recipe: Recipe) -> Any:
-    """Configuration of the backbone; of one on the Hub it is all that is fetched.
+def read_backbone_config(recipe: Recipe) -> tuple[Any, str | None]:
+    """Configuration of the backbone, and its commit where it lies on the Hub; only the configuration is fetched.
 
     Raises:
         BackboneUnavailableError: It cannot be had, or the size of the pictures is no multiple of its patch.
     """
     from transformers import CONFIG_MAPPING, AutoConfig
+    from transformers.utils import cached_file
+    from transformers.utils.hub import extract_commit_hash
 
     model = recipe.model
     if model.backbone_config is not None:
         values = dict(model.backbone_config)
-        return CONFIG_MAPPING[values.pop("model_type", "dinov3_vit")](**values)
+        return CONFIG_MAPPING[values.pop("model_type", "dinov3_vit")](**values), None
     with explained(model):
-        config = AutoConfig.from_pretrained(model.backbone, revision=model.revision, **hub_arguments(recipe))
+        fetched = {"revision": model.revision, **hub_arguments(recipe)}
+        config = AutoConfig.from_pretrained(model.backbone, **fetched)
+        commit = extract_commit_hash(cached_file(model.backbone, "config.json", **fetched), None)
     if config.model_type not in BACKBONE_TYPES:
         raise BackboneUnavailableError(
             f"backbone {model.backbone} is a {config.model_type!r} model; it must be one of {', '.join(BACKBONE_TYPES)}"
@@ -46,7 +50,7 @@ def read_backbone_config(recipe: Recipe) -> Any:
             f"data.image_size_px = {side} is no multiple of the patch of {patch} of {model.backbone}; "
             f"use {side // patch * patch} or {(side // patch + 1) * patch}"
         )
-    return config
+    return config, commit
 
 
 def keep_base(recipe: Recipe, config: CytoDinoConfig, folder: Path) -> None:

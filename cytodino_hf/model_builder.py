@@ -79,7 +79,7 @@ def build_config(recipe: Recipe, taxonomy: Taxonomy) -> CytoDinoConfig:
         BackboneUnavailableError: The backbone's configuration cannot be had.
     """
     model = recipe.model
-    backbone = read_backbone_config(recipe)
+    backbone, commit = read_backbone_config(recipe)
     on_hub = model.backbone is not None and not Path(model.backbone).is_dir()
     return CytoDinoConfig(
         backbone_config=backbone,
@@ -91,7 +91,7 @@ def build_config(recipe: Recipe, taxonomy: Taxonomy) -> CytoDinoConfig:
         position_jitter=model.position_jitter,
         taxonomy=taxonomy.to_dict(),
         base_model_name_or_path=model.backbone if on_hub else None,
-        base_model_revision=getattr(backbone, "_commit_hash", None) if on_hub else None,
+        base_model_revision=commit if on_hub else None,
         id2label=dict(enumerate(taxonomy.codes)),
         label2id={code: label for label, code in enumerate(taxonomy.codes)},
     )

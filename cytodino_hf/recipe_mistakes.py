@@ -73,6 +73,7 @@ def _read_value(text: str) -> Any:
 
 
 def plain_value(value: Any, *, as_text: bool = False) -> Any:
+    """The value itself where it came from the command line; `as_text` gives what was typed."""
     if isinstance(value, _CommandLineValue):
         return value.text if as_text else value.value
     if isinstance(value, dict):
@@ -167,6 +168,7 @@ def _value_at(values: Any, names: Sequence[str]) -> Any:
 
 
 def shortened(value: Any) -> str:
+    """The value as a person would type it, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -187,6 +189,13 @@ _WORDS = {
 
 
 def in_words(problem: Any, known: Sequence[str], hint: str | None) -> str:
+    """What is allowed, for one of pydantic's errors.
+
+    Args:
+        problem: One entry of `ValidationError.errors()`.
+        known: Names an unknown key is compared with.
+        hint: What the keys belong to.
+    """
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "extra_forbidden":
         return unknown_key(

@@ -21,6 +21,7 @@ from cytodino_hf.model.modeling_cytodino import CytoDinoForImageClassification
 from cytodino_hf.recipe import parse_recipe
 
 TESTS = Path(__file__).parent
+HUB_ID, HUB_COMMIT = "lab/tiny-dinov3", "0123456789abcdef0123456789abcdef01234567"
 DINOV2 = {
     "model_type": "dinov2", "patch_size": 14, "image_size": 28, "hidden_size": 32, "num_hidden_layers": 2,
     "num_attention_heads": 2, "mlp_ratio": 2,
@@ -48,6 +49,12 @@ VARIANTS: dict[str, tuple[dict[str, Any], set[str], set[str]]] = {
         {"adapter/adapter_model.safetensors", "base/model.safetensors"},
         {"model.safetensors"},
     ),
+    "lora_hub": ({}, {"adapter/adapter_model.safetensors"}, {"model.safetensors", "base"}),
+    "head_hub": (
+        {"model": {"method": "head"}},
+        {"adapter/trained.safetensors"},
+        {"model.safetensors", "base"},
+    ),
     "lora_local": (
         {},
         {"adapter/adapter_model.safetensors", "base/model.safetensors"},
@@ -68,14 +75,28 @@ def runs(
     """Every variant, trained for four steps."""
     folder = tmp_path_factory.mktemp("runs")
     local = folder / "local_backbone"
+    cache = folder / "hub_cache"
+    make_backbone(tiny_recipe(images, folder)["model"]["backbone_config"], cached_repository(cache))
     made = {}
     for name, (changes, _, _) in VARIANTS.items():
         document = tiny_recipe(images, folder / name, **changes)
         if name == "lora_local":
             make_backbone(document["model"].pop("backbone_config"), local)
             document["model"]["backbone"] = str(local)
+        if name.endswith("_hub"):
+            del document["model"]["backbone_config"]
+            document["model"]["backbone"] = HUB_ID
+            document["hub"] = {"cache_dir": str(cache), "local_files_only": True}
         made[name] = finetune(parse_recipe(document, source=name)).path
     return made
+
+
+def cached_repository(cache: Path) -> Path:
+    """The folder of a repository's files in a local cache of the Hub, as a download would have left it."""
+    repository = cache / f"models--{HUB_ID.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(HUB_COMMIT)
+    return repository / "snapshots" / HUB_COMMIT
 
 
 def make_backbone(values: dict[str, Any], folder: Path) -> None:
@@ -105,6 +126,7 @@ def test_pipeline_without_our_package_gives_the_saved_probabilities(
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_CACHE": str(runs["lora_hub"].parent / "hub_cache"),
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, str(TESTS / "score_without_package.py"), str(out), *map(str, runs.values())]
@@ -125,10 +147,28 @@ def test_the_folder_can_move(runs: dict[str, Path], name: str, tmp_path: Path) -
 
     moved = tmp_path / "elsewhere"
     shutil.copytree(runs[name], moved)
-    CytoDinoForImageClassification.from_pretrained(moved)
+    cache = runs[name].parent / "hub_cache"
+    CytoDinoForImageClassification.from_pretrained(moved, cache_dir=cache, local_files_only=True)
     for file in (moved / "config.json", moved / "adapter" / "adapter_config.json"):
         if file.exists():
             assert str(runs[name].parent) not in file.read_text()
+
+
+@pytest.mark.parametrize("name", ["lora_hub", "head_hub"])
+def test_a_backbone_on_the_hub_is_named_by_id_and_commit(runs: dict[str, Path], name: str) -> None:
+    config = json.loads((runs[name] / "config.json").read_text())
+    assert (config["base_model_name_or_path"], config["base_model_revision"]) == (HUB_ID, HUB_COMMIT)
+
+
+def test_the_run_notes_its_environment_and_split(runs: dict[str, Path]) -> None:
+    noted = json.loads((runs["full_scratch"] / "environment.json").read_text())
+    assert {"packages", "python", "system", "processor", "cores", "gpus", "precision", "git_commit"} <= set(
+        noted
+    )
+    assert noted["packages"]["torch"].startswith("2.")
+    rows = (runs["full_scratch"] / "split.csv").read_text().splitlines()
+    assert rows[0] == "path,label,fold,group"
+    assert {row.split(",")[2] for row in rows[1:]} == {"train", "validation", "calibration", "test"}
 
 
 def test_predictions_and_embeddings_agree(runs: dict[str, Path]) -> None:

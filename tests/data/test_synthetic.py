@@ -169,7 +169,7 @@ def test_another_folder_is_never_drawn_into(drawn: Path, tmp_path: Path) -> None
     (tmp_path / "letters.txt").write_text("mine")
     with pytest.raises(DataError, match=r"letters\.txt"):
         load(tmp_path, MLL, SMALL)
-    with pytest.raises(DataError, match="another data.root"):
+    with pytest.raises(DataError, match=r"another data\.root"):
         load(drawn, MLL, SMALL.model_copy(update={"seed": 4}))
     with pytest.raises(DataError, match="is no folder"):
         load(drawn / "ABOUT.txt", MLL, SMALL)

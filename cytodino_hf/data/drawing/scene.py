@@ -57,7 +57,7 @@ def _red_cells(picture: np.ndarray, slide: SlideLook, rng: np.random.Generator) 
         place = rng.uniform(-30, IMAGE_SIZE_PX + 30, 2)
         radius = rng.uniform(36, 46) * slide.cell_scale
         form = shapes.turned(shapes.blob(rng, radius, aspect=rng.uniform(1, 1.2)), rng.uniform(0, 6.28))
-        Region(picture, [form + place], 0.8).paint(slide.red_cell + rng.normal(0, 4, 3), opacity=0.85)
+        Region(picture, [form + place]).paint(slide.red_cell + rng.normal(0, 4, 3), opacity=0.85)
         if rng.random() < 0.6:
             pale = 0.35 * slide.red_cell + 0.65 * slide.ground
             Region(picture, [form * rng.uniform(0.35, 0.5) + place], 5.0).paint(pale, opacity=0.8)
@@ -99,12 +99,12 @@ def _photograph(
 ) -> np.ndarray:
     """Stain, focus, light and camera noise: the standard picture becomes one of this slide."""
     # Beer-Lambert: densities add, so the stain mixes them before the light is let through.
+    mixing = np.column_stack([slide.stain, np.log(255 * slide.light)])
     blurred = cv2.GaussianBlur(picture, (0, 0), blur_px)
-    light = cv2.exp(cv2.transform(cv2.LUT(blurred, _DENSITY), slide.stain))
+    light = cv2.exp(cv2.transform(cv2.LUT(blurred, _DENSITY), mixing))
     slope = rng.normal(0, 0.05, 2)
-    ramp = np.linspace(-1, 1, IMAGE_SIZE_PX, dtype=np.float32)
-    field = 1 + np.float32(slope[0]) * ramp[None, :] + np.float32(slope[1]) * ramp[:, None]
-    light *= field[..., None]
-    light *= (255 * slide.light).astype(np.float32)
-    light += np.float32(slide.noise) * textures.cut(textures.noise_tile(), rng, picture.shape[:2])
-    return np.clip(light, 0, 255).astype(np.uint8)
+    ramp = np.linspace(-1, 1, IMAGE_SIZE_PX)
+    field = (1 + slope[0] * ramp[None, :] + slope[1] * ramp[:, None]).astype(np.float32)
+    lit = cv2.multiply(light, cv2.merge([field] * 3))
+    noise = textures.cut(textures.noise_tile(), rng, picture.shape[:2])
+    return cv2.addWeighted(lit, 1, noise, slide.noise, 0, dtype=cv2.CV_8U)
