@@ -64,6 +64,7 @@ def build_processor(data: DataSection) -> CytoDinoImageProcessor:
     side = {"height": data.image_size_px, "width": data.image_size_px}
     crop = data.center_crop_px
     return CytoDinoImageProcessor(
+        hide_center_px=data.hide_center_px,
         size=side,
         do_center_crop=crop is not None,
         crop_size={"height": crop, "width": crop} if crop is not None else side,

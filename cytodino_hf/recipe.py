@@ -64,6 +64,7 @@ class DataSection(Section):
     split_seed: int = Field(0, ge=0, description="seed of the stratified split")
     fractions: Fractions = Field(default_factory=Fractions, description="share of each fold")
     center_crop_px: int | None = Field(None, ge=8, description="centred square cut out first; null keeps all")
+    hide_center_px: int = Field(0, ge=0, le=64, description="centred square painted over in every picture")
     image_size_px: int = Field(256, ge=8, le=4096, description="side of the picture the model sees")
     image_mean: list[float] = Field(
         list(_IMAGENET_MEAN), min_length=3, max_length=3, description="per channel, of 1"

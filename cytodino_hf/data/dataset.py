@@ -65,7 +65,7 @@ class CellDataset(Dataset[dict[str, Any]]):
             DataError: The file cannot be read; names it.
         """
         row = key if isinstance(key, int) else key[0]
-        picture = self.original(row)
+        picture = self.processor.hide_center(self.original(row))
         if isinstance(key, int) or self.augmentation is None:
             return self.processor.crop_and_resize(picture)
         _, epoch, position = key

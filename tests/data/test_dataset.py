@@ -34,16 +34,17 @@ def cells(tmp_path: Path, make_images: Callable[..., Path], tiny_recipe: Callabl
 
 @pytest.mark.parametrize("size", [(250, 250), (363, 360), (31, 47), (32, 32)])
 @pytest.mark.parametrize("crop", [None, 40, 180])
+@pytest.mark.parametrize("hidden", [0, 7])
 def test_evaluation_and_pipeline_see_the_same_pixels(
-    size: tuple[int, int], crop: int | None, tmp_path: Path
+    size: tuple[int, int], crop: int | None, hidden: int, tmp_path: Path
 ) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
     path = tmp_path / "cell.png"
     Image.fromarray(pixels).save(path)
-    processor = build_processor(DataSection(image_size_px=32, center_crop_px=crop))
+    processor = build_processor(DataSection(image_size_px=32, center_crop_px=crop, hide_center_px=hidden))
     # What `pipeline()` does, file to tensor.
     wanted = processor(load_image(str(path)), return_tensors="pt")["pixel_values"]
-    batch = collate([{"pixel_values": processor.crop_and_resize(pixels), "labels": 0}])
+    batch = collate([{"pixel_values": processor.crop_and_resize(processor.hide_center(pixels)), "labels": 0}])
     assert batch["pixel_values"].dtype == torch.uint8
     got = processor.normalize_batch(batch["pixel_values"])
     assert got.shape == wanted.shape == (1, 3, 32, 32)
