@@ -132,6 +132,7 @@ def estimate_memory(
     """
     if checkpointing:
         model.gradient_checkpointing_enable()  # type: ignore[operator]
+        model.train()
     one, three = (_saved_bytes(model, image_size_px, count) for count in (1, 3))
     each = (three - one) / 2
     activations = (one - each) + each * batch_size

@@ -137,6 +137,45 @@ def test_lora_dropout_acts_while_the_frozen_backbone_is_in_eval_mode() -> None:
     assert all("lora_" in n for n in training)
 
 
+@pytest.mark.parametrize("backbone", ["dinov3_vit", "dinov2"])
+def test_activation_checkpointing_works_on_a_frozen_backbone(backbone: str) -> None:
+    """It must save memory, change no gradient, and switch on no dropout of the backbone."""
+    values = TINY if backbone == "dinov3_vit" else {
+        "model_type": "dinov2", "patch_size": 8, "image_size": 32, "hidden_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "mlp_ratio": 2, "drop_path_rate": 0.5,
+    }  # fmt: skip
+    config = CytoDinoConfig(
+        backbone_config=dict(values),
+        id2label=dict(enumerate("abc")),
+        decoder_layers=1,
+        decoder_heads=2,
+        head_dropout=0,
+    )
+    torch.manual_seed(0)
+    section = ModelSection(backbone_config=values, lora_rank=4, lora_dropout=0.0)
+    model = prepare_for_training(CytoDinoForImageClassification(config), section).train()
+    pixels, gradients, sizes = torch.randn(4, 3, 32, 32), [], []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+            model.train()
+        held: dict[int, int] = {}
+        model.zero_grad()
+
+        def note(tensor: torch.Tensor, held: dict[int, int] = held) -> torch.Tensor:
+            held[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            output = model(pixel_values=pixels).logits.square().sum()
+        output.backward()
+        sizes.append(sum(held.values()))
+        gradients.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
+    assert sizes[1] < 0.8 * sizes[0]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(other, one)
+
+
 def test_a_lora_target_that_is_not_there_is_named() -> None:
     with pytest.raises(BackboneUnavailableError, match=r"no linear layer qkv.*q_proj"):
         tiny(lora_targets=["qkv"])

@@ -193,7 +193,9 @@ class CytoDinoForImageClassification(CytoDinoPreTrainedModel):
             if name.endswith("rope_embeddings"):
                 module.training = mode and self.config.position_jitter
             elif self.backbone_is_frozen and "lora_" not in name:
-                module.training = False
+                # transformers checkpoints activations only in layers that are in training mode; the flag of the
+                # layer itself switches nothing else, its dropouts are modules of their own.
+                module.training = mode and getattr(module, "gradient_checkpointing", False)
         return self
 
     @can_return_tuple  # type: ignore[untyped-decorator]
