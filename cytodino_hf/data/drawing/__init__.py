@@ -10,6 +10,6 @@ from .scene import IMAGE_SIZE_PX, draw_cell
 from .slides import SlideLook, slide_look
 
 #: Part of every cache key: raise it when a change of this package changes a pixel.
-DRAWING_VERSION = 1
+DRAWING_VERSION = 2
 
 __all__ = ["DRAWING_VERSION", "IMAGE_SIZE_PX", "LOOKS", "SlideLook", "draw_cell", "slide_look"]

@@ -77,7 +77,7 @@ def _neighbours(
     first = rng.uniform(0, 2 * np.pi)
     for number in range(min(int(rng.poisson(slide.neighbours)), 5)):
         other = _CELLS[rng.integers(len(_CELLS))]
-        away = own + other.diameter_px[1] / 2 * slide.cell_scale * rng.uniform(0.85, 1.25)
+        away = own + other.diameter_px[1] / 2 * slide.cell_scale * rng.uniform(0.7, 1.2)
         angle = first + number * 1.26 + rng.normal(0, 0.12)
         place = centre + away * np.array([np.cos(angle), np.sin(angle)])
         if np.all((place > -other.diameter_px[0] / 2) & (place < IMAGE_SIZE_PX + other.diameter_px[0] / 2)):

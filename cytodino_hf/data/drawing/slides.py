@@ -47,7 +47,7 @@ def slide_look(seed: int, patient: int, slide: int) -> SlideLook:
     glass = np.random.default_rng([seed, 2, patient, slide])
     stain = np.eye(3) + glass.normal(0, 0.05, (3, 3))
     # Batches of stain differ in strength as a whole and in the balance of azure and eosin.
-    stain *= np.exp(glass.uniform(-0.50, 0.28) + glass.normal(0, 0.14, 3))[:, None]
+    stain *= np.exp(glass.uniform(-0.55, 0.30) + glass.normal(0, 0.15, 3))[:, None]
     grounds = ((247, 246, 240), (238, 240, 224), (236, 228, 244), (224, 232, 246))
     ground = np.array(grounds[glass.integers(len(grounds))]) + glass.normal(0, 3, 3)
     red_cells = ((206, 186, 176), (198, 178, 184), (190, 186, 182), (214, 184, 170))
@@ -57,13 +57,13 @@ def slide_look(seed: int, patient: int, slide: int) -> SlideLook:
         ground=ground,
         red_cell=red_cell,
         red_cells=body.uniform(1, 9),
-        neighbours=body.uniform(0.4, 3.0),
+        neighbours=body.uniform(0.5, 3.5),
         light=np.minimum(glass.uniform(0.62, 1.03) * np.exp(glass.normal(0, 0.04, 3)), 1.05),
-        focus_px=glass.uniform(0.4, 1.4),
-        noise=glass.uniform(1.5, 7),
-        cell_scale=body.uniform(0.86, 1.14),
+        focus_px=glass.uniform(0.4, 1.6),
+        noise=glass.uniform(1.5, 8),
+        cell_scale=body.uniform(0.84, 1.16),
         granule_scale=body.uniform(0.88, 1.12),
         chromatin_scale=body.uniform(0.75, 1.25),
-        tint=body.normal(0, 10, 3),
+        tint=body.normal(0, 11, 3),
         specks=glass.uniform(0, 6),
     )
