@@ -34,9 +34,10 @@ def finetune(
     from .recipe import load_recipe
 
     checked = load_recipe(recipe, context.args)
-    from .launch import apply_accelerate_config
+    from .launch import apply_accelerate_config, use_free_cores
 
     typer.echo(apply_accelerate_config(ACCELERATE_CONFIG))
+    use_free_cores(checked.training.dataloader_num_workers)
     if dry_run:
         from .data.loading import load_split
         from .planning import make_plan

@@ -7,7 +7,8 @@ the script. So that the plain command uses the shipped `accelerate_config.yaml`,
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import CytoDinoError
@@ -41,6 +42,29 @@ def apply_accelerate_config(shipped: Path) -> str:
         return f"precision no: {shipped.name} asks for bf16, but {obstacle}"
     os.environ["ACCELERATE_MIXED_PRECISION"] = wanted
     return f"precision {wanted}, set by {shipped.name}"
+
+
+def use_free_cores(workers: int) -> None:
+    """Compute with the cores that the processes reading images leave free.
+
+    `accelerate launch` gives its processes one thread unless it is told a number; a single process on a machine
+    without GPU would leave most cores idle. A number the user chose (`--num_cpu_threads_per_process`,
+    OMP_NUM_THREADS) stays.
+
+    Args:
+        workers: `training.dataloader_num_workers`. More threads than free cores wait for each other: on two cores
+            with two workers, two threads are slower than one.
+    """
+    import torch
+
+    launcher = _launcher()
+    if launcher is None or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return
+    asked = any(word.startswith(("--num_cpu_threads", "--num-cpu-threads")) for word in launcher.arguments)
+    if not asked and "OMP_NUM_THREADS" not in launcher.environment:
+        torch.set_num_threads(
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        )
 
 
 def bf16_obstacle() -> str | None:
@@ -78,17 +102,25 @@ def refuse_independent_trainings(world_size: int) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Launcher:
+    """The `accelerate launch` a process descends from: its arguments, and the environment the user gave it."""
+
+    arguments: Sequence[str]
+    environment: Mapping[str, str]
+
+
 def _chosen_by_launcher() -> str | None:
     """What decided the precision when it was not the shipped file: an option of the launcher or the user's file."""
-    arguments = _launcher_arguments()
-    if arguments is None:
+    launcher = _launcher()
+    if launcher is None:
         return (
             "the environment (ACCELERATE_MIXED_PRECISION)"
             if "ACCELERATE_MIXED_PRECISION" in os.environ
             else None
         )
     for option in ("--mixed_precision", "--mixed-precision", "--config_file", "--config-file"):
-        if any(a == option or a.startswith(option + "=") for a in arguments):
+        if any(a == option or a.startswith(option + "=") for a in launcher.arguments):
             return f"accelerate launch {option}"
     from accelerate.commands.config import default_config_file
 
@@ -97,13 +129,12 @@ def _chosen_by_launcher() -> str | None:
     return None
 
 
-def _launcher_arguments() -> Sequence[str] | None:
-    """Arguments of the `accelerate launch` this process descends from; None where there is none."""
+def _launcher() -> _Launcher | None:
     import psutil
 
     for parent in psutil.Process().parents()[:4]:  # a launcher of several processes puts one more in between
         try:
-            words = parent.cmdline()
+            words, environment = parent.cmdline(), parent.environ()
         except psutil.Error:
             return None
         for at, word in enumerate(words):
@@ -115,7 +146,7 @@ def _launcher_arguments() -> Sequence[str] | None:
                 or "accelerate.commands.launch" in word
                 or os.path.basename(word) == "accelerate-launch"
             ):
-                return words[at + 1 :]
+                return _Launcher(words[at + 1 :], environment)
     return None
 
 

@@ -25,7 +25,8 @@ def as_if(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]
     def apply(arguments: list[str] | None, *, obstacle: str | None = None, config: Path = YAML) -> str:
         import accelerate.commands.config as accelerate_config
 
-        monkeypatch.setattr(launch, "_launcher_arguments", lambda: arguments)
+        started = launch._Launcher(arguments, {}) if arguments is not None else None
+        monkeypatch.setattr(launch, "_launcher", lambda: started)
         monkeypatch.setattr(launch, "bf16_obstacle", lambda: obstacle)
         monkeypatch.setattr(accelerate_config, "default_config_file", str(tmp_path / "default_config.yaml"))
         return launch.apply_accelerate_config(config)
@@ -81,6 +82,32 @@ def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch: pytes
     with pytest.raises(CytoDinoError, match="train alone in the same folder"):
         launch.refuse_independent_trainings(1)
     launch.refuse_independent_trainings(2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "free_cores"),
+    [
+        (["launch", "run_finetune.py"], {}, True),
+        (["launch", "--num_cpu_threads_per_process=1", "run_finetune.py"], {}, False),
+        (["launch", "run_finetune.py"], {"OMP_NUM_THREADS": "1"}, False),
+        (None, {}, False),
+    ],
+    ids=["plain", "option", "environment", "no_launcher"],
+)
+def test_free_cores_are_used_unless_the_user_says_otherwise(
+    arguments: list[str] | None, environment: dict[str, str], free_cores: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    started = launch._Launcher(arguments, environment) if arguments is not None else None
+    chosen: list[int] = []
+    monkeypatch.setattr(launch, "_launcher", lambda: started)
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    launch.use_free_cores(1)
+    launch.use_free_cores(1000)
+    cores = len(os.sched_getaffinity(0))
+    assert chosen == ([max(1, cores - 1), 1] if free_cores else [])
 
 
 @pytest.mark.parametrize(
