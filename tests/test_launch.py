@@ -95,7 +95,10 @@ def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch: pytes
     ids=["plain", "option", "environment", "no_launcher"],
 )
 def test_free_cores_are_used_unless_the_user_says_otherwise(
-    arguments: list[str] | None, environment: dict[str, str], free_cores: bool, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str] | None,
+    environment: dict[str, str],
+    free_cores: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import torch
 

@@ -200,7 +200,7 @@ def _missing(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
 def _promise(images: CellImages) -> tuple[str, list[str]]:
     kind = images.group_kind
     if kind is None:
-        return "not patient-safe: no patient ids are published for this set", []
+        return "not patient-safe: no patient ids are known for these images", []
     unknown = images.column("group").count(None)
     notes = [f"{unknown} images have no {kind} id; each counts as a {kind} of its own"] if unknown else []
     if kind != "patient":

@@ -23,7 +23,7 @@ from cytodino_hf.taxonomy import MLL
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "demo.json"
 FRACTIONS = {"train": 0.65, "validation": 0.10, "calibration": 0.05, "test": 0.20}
-CROP_PX, SIDE_PX = 180, 96
+CROP_PX, SIDE_PX = 160, 96
 
 
 def classical_features(pixels: np.ndarray) -> np.ndarray:

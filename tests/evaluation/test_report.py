@@ -60,7 +60,7 @@ def _context(taxonomy: Taxonomy = CELLS, **changes: object) -> ReportContext:
                     "train": dict.fromkeys(taxonomy.codes, 9),
                     "test": dict.fromkeys(taxonomy.codes, 2),
                 },
-                "promise": "not patient-safe: no patient ids are published for this set",
+                "promise": "not patient-safe: no patient ids are known for these images",
                 "group_kind": None,
                 "rejected": [{"path": "x.jpg", "reason": "damaged"}],
                 "notes": ["LYT is small."],
