@@ -61,8 +61,8 @@ def draw(
         typer.Option(
             min=0, max=1, help="Counts follow the real set's to this power; 0 draws all classes alike."
         ),
-    ] = 0.3,
-    patients: Annotated[int, typer.Option(min=1, help="Drawn patients, the groups of a split.")] = 40,
+    ] = 0.25,
+    patients: Annotated[int, typer.Option(min=1, help="Drawn patients, the groups of a split.")] = 80,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")] = 0,
 ) -> None:
     """Draw a set of synthetic cells in the layout of the MLL set."""

@@ -120,6 +120,16 @@ def test_data_draw_draws_the_same_again(tmp_path: Path) -> None:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
+def test_data_draw_has_the_defaults_of_the_source() -> None:
+    import inspect
+
+    from cytodino_hf.data.sources.synthetic import Options
+
+    command, _ = COMMANDS["data", "draw"]
+    defaults = {name: p.default for name, p in inspect.signature(command).parameters.items()}
+    assert {name: defaults[name] for name in Options.model_fields} == Options().model_dump()
+
+
 def test_importing_the_package_does_nothing() -> None:
     program = """
 import os, sys, random
