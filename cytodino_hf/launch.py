@@ -62,9 +62,8 @@ def use_free_cores(workers: int) -> None:
         return
     asked = any(word.startswith(("--num_cpu_threads", "--num-cpu-threads")) for word in launcher.arguments)
     if not asked and "OMP_NUM_THREADS" not in launcher.environment:
-        torch.set_num_threads(
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        )
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores - workers))
 
 
 def bf16_obstacle() -> str | None:

@@ -42,13 +42,13 @@ def test_mistakes_end_in_exit_code_2_without_a_traceback(
 ) -> None:
     with pytest.raises(SystemExit) as stop:
         run_finetune(
-            [str(ROOT / "recipes" / "demo.json"), "--training.learning_rate", "-5", "--loss.gama", "2"]
+            [str(ROOT / "recipes" / "demo.json"), "--training.learning_rate", "-5", "--loss.smothing", "0.2"]
         )
     assert stop.value.code == 2
     shown = capsys.readouterr().err
     assert "2 mistakes" in shown
     assert "training.learning_rate = -5" in shown
-    assert "did you mean 'gamma'" in shown
+    assert "did you mean 'smoothing'" in shown
     assert "Traceback" not in shown
 
 
