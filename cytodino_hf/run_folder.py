@@ -86,7 +86,8 @@ class RunFolder:
             raise RunFolderError(f"{self.path} is a file; give another training.output_dir")
         kept = self.path / "recipe.json"
         if not kept.is_file():
-            if any(p.name != "lock" for p in self.path.iterdir()):
+            # A start that was killed before its recipe was written leaves at most half a file of ours.
+            if any(not p.name.endswith(".partial") for p in self.path.iterdir()):
                 raise RunFolderError(f"{self.path} is not empty and no RUN; give another training.output_dir")
             return
         if differences := _differences(json.loads(kept.read_text(encoding="utf-8")), recipe.to_dict()):
@@ -102,7 +103,7 @@ class RunFolder:
             )
 
     def begin(self, recipe: Recipe, split: Split) -> None:
-        """Claim the folder: write recipe, environment and split; a run that continues keeps what stands there.
+        """Claim the folder: write recipe, split and environment; of a run that continues, the environment is anew.
 
         Raises:
             RunFolderError: See `check`.
@@ -110,11 +111,11 @@ class RunFolder:
         fingerprint = split.images.fingerprint()
         self.check(recipe, fingerprint)
         self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / "recipe.json", recipe.to_dict())  # first: it makes the folder a RUN
         split.to_csv(self.path / "split.csv")
         write_json(self.path / "environment.json", describe_environment())
         state = {"state": "running", "data_fingerprint": fingerprint, "started": _now()}
         write_json(self.path / "run.json", state | self._state())
-        write_json(self.path / "recipe.json", recipe.to_dict())
 
     def finish(self) -> None:
         """Mark the run as finished; from now on the same command does nothing."""

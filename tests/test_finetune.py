@@ -267,3 +267,32 @@ def test_a_folder_that_is_no_run_is_refused(
     with pytest.raises(RunFolderError, match="not empty"):
         finetune(parse_recipe(tiny_recipe(images, tmp_path), source="test"))
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_start_that_was_killed_while_it_claimed_the_folder_can_be_repeated(
+    images: Path, tiny_recipe: Callable[..., dict], tmp_path: Path
+) -> None:
+    """Whatever file of the first second is the last one written, the same command goes on."""
+    from cytodino_hf import run_folder
+    from cytodino_hf.data.loading import load_split
+
+    recipe = parse_recipe(tiny_recipe(images, tmp_path / "run"), source="test")
+    split = load_split(recipe)
+    run_folder_write = run_folder.write_json
+    for writes in range(3):
+        left = iter(range(writes))
+
+        def write(path: Path, document: Any, left: Any = left) -> None:
+            if next(left, None) is None:
+                path.with_name(path.name + ".partial").write_text("half")
+                raise KeyboardInterrupt
+            run_folder_write(path, document)
+
+        folder = run_folder.RunFolder(tmp_path / f"run{writes}")
+        folder.path.mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(run_folder, "write_json", write)
+            with pytest.raises(KeyboardInterrupt):
+                folder.begin(recipe, split)
+        folder.begin(recipe, split)
+        assert (folder.path / "run.json").is_file()
