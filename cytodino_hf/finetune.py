@@ -61,58 +61,81 @@ def finetune(recipe: Recipe) -> RunFolder:
         logger.warning("%s holds this run, finished; nothing to do", run.path)
         return run
     split = load_split(recipe)
-    images = split.images
     run.begin(recipe, split)
+    trainer = _assemble(recipe, split.images, run)
+    training = _train(trainer, run)
+    if not trainer.is_world_process_zero():
+        return run
+    model = unwrap_compiled(trainer)
+    save_model(model, trainer.processor, run.path, recipe.model.method)
+    about_model = _model_record(model, run, recipe.model.method)  # counted before LoRA is merged
+    predictions = _score(recipe, trainer, split.images, run, about_model["revision"])
+    write_report(
+        run.report,
+        predictions,
+        _report_context(recipe, split, run, trainer, training, about_model),
+        draws=recipe.evaluation.interval_draws,
+        seed=recipe.evaluation.seed,
+    )
+    run.finish()
+    return run
 
-    config = build_config(recipe, images.taxonomy)
+
+def _assemble(recipe: Recipe, images: CellImages, run: RunFolder) -> CytoTrainer:
+    """Model, loss and data of a recipe in a trainer that is ready to run."""
     processor = build_processor(recipe.data)
-    model = build_model(recipe, config, run.base)
-    train = CellDataset(images.fold("train"), processor, _augmentation(recipe), seed=recipe.training.seed)
-    validation = images.fold("validation")
+    train, validation = images.fold("train"), images.fold("validation")
+    class_counts = list(train.counts().values())
     trainer = build_trainer(
         recipe,
-        model=model,
-        loss=build_loss(
-            recipe.loss.name,
-            recipe.loss.options,
-            images.taxonomy,
-            list(images.fold("train").counts().values()),
-        ),
+        model=build_model(recipe, build_config(recipe, images.taxonomy), run.base),
+        loss=build_loss(recipe.loss.name, recipe.loss.options, images.taxonomy, class_counts),
         processor=processor,
-        train=train,
+        train=CellDataset(train, processor, _augmentation(recipe), seed=recipe.training.seed),
         validation=CellDataset(validation, processor) if validation.labels else None,
         taxonomy=images.taxonomy,
     )
     refuse_independent_trainings(trainer.args.world_size)
+    return trainer
 
+
+def _train(trainer: CytoTrainer, run: RunFolder) -> dict[str, Any]:
+    """Train, or go on from the newest checkpoint; what the report says of it."""
     started = time.monotonic()
     checkpoint = run.newest_checkpoint()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    training = _training_record(trainer, seconds=time.monotonic() - started)
-    if not trainer.is_world_process_zero():
-        return run
+    return _training_record(trainer, seconds=time.monotonic() - started)
 
-    save_model(trainer.model, processor, run.path, recipe.model.method)
-    parameters = count_parameters(trainer.model)
-    revision = file_sha256(run.path / WEIGHTS_FILE[recipe.model.method])
-    predictions = _score(recipe, trainer, processor, images, run, revision)
-    context = ReportContext(
+
+def _report_context(
+    recipe: Recipe,
+    split: Split,
+    run: RunFolder,
+    trainer: CytoTrainer,
+    training: dict[str, Any],
+    about_model: dict[str, Any],
+) -> ReportContext:
+    train = split.images.fold("train")
+    return ReportContext(
         title=run.path.name,
         recipe=recipe.to_dict(),
         environment=run.environment(),
         data=_data_record(split),
         training=training,
-        taxonomy=images.taxonomy,
-        train_classes=tuple(code for code, count in images.fold("train").counts().items() if count),
-        model={"revision": revision, "parameters": vars(parameters) | {"total": parameters.total}},
-        class_panel=_class_panel(images.fold("train"), processor),
-        augmentation_strip=_augmentation_strip(train),
+        taxonomy=split.images.taxonomy,
+        train_classes=tuple(code for code, count in train.counts().items() if count),
+        model=about_model,
+        class_panel=_class_panel(train, trainer.processor),
+        augmentation_strip=_augmentation_strip(trainer.train_dataset),
     )
-    write_report(
-        run.report, predictions, context, draws=recipe.evaluation.interval_draws, seed=recipe.evaluation.seed
-    )
-    run.finish()
-    return run
+
+
+def _model_record(model: torch.nn.Module, run: RunFolder, method: str) -> dict[str, Any]:
+    parameters = count_parameters(model)
+    return {
+        "revision": file_sha256(run.path / WEIGHTS_FILE[method]),
+        "parameters": vars(parameters) | {"total": parameters.total},
+    }
 
 
 def _augmentation(recipe: Recipe) -> Augmentation:
@@ -125,7 +148,6 @@ def _augmentation(recipe: Recipe) -> Augmentation:
 def _score(
     recipe: Recipe,
     trainer: CytoTrainer,
-    processor: CytoDinoImageProcessor,
     images: CellImages,
     run: RunFolder,
     revision: str,
@@ -141,7 +163,7 @@ def _score(
             continue
         predictions[name], fold_embeddings = predict(
             model,
-            processor,
+            trainer.processor,
             fold,
             model_revision=revision,
             batch_size=recipe.training.per_device_eval_batch_size,

@@ -48,6 +48,7 @@ class CytoTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(processing_class=processor, data_collator=collate, **kwargs)
+        self.processor = processor
         self.loss = loss.to(self.args.device)
         self.training = training
         self.oversampling = oversampling
@@ -62,7 +63,7 @@ class CytoTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The loss of one batch, the mean over its images; uint8 pictures are normalised here, on the device."""
-        pixels = self.processing_class.normalize_batch(inputs["pixel_values"])  # type: ignore[union-attr]
+        pixels = self.processor.normalize_batch(inputs["pixel_values"])
         outputs = model(pixel_values=pixels)
         loss = self.loss(outputs.logits.float(), inputs["labels"])
         return (loss, {"loss": loss, "logits": outputs.logits}) if return_outputs else loss
@@ -106,7 +107,7 @@ class CytoTrainer(Trainer):
         module = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         tensors = {n: p.detach().contiguous() for n, p in module.named_parameters() if p.requires_grad}
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        self.processing_class.save_pretrained(folder)  # type: ignore[union-attr]
+        self.processor.save_pretrained(folder)
         torch.save(self.args, folder / "training_args.bin")
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
@@ -170,9 +171,8 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     values = recipe.training.model_dump()
     for key in _OURS:
         values.pop(key)
-    values.setdefault(
-        "dataloader_pin_memory", torch.cuda.is_available()
-    )  # of no use without a GPU, and it warns
+    # Pinned memory is of no use without a GPU, and torch warns of it.
+    values.setdefault("dataloader_pin_memory", torch.cuda.is_available())
     evaluates = recipe.training.eval_strategy != "no"
     metric = recipe.training.metric_for_best_model.removeprefix("eval_")
     return TrainingArguments(
