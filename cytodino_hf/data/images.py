@@ -1,9 +1,17 @@
-"""Read one image file into RGB pixels, or say by name why not."""
+"""Read one image file into RGB pixels, or say by name why not: the one decoder of training, check and prediction.
+
+What is read and what is refused, kind by kind, is in docs/data_policy.md.
+"""
 
 from __future__ import annotations
 
+import errno
 import io
-from collections.abc import Mapping
+import os
+import re
+import stat
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +19,30 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..errors import DataError
+from .image_layout import BadLayoutError, read_layout
+from .native_stderr import decoder_lines
 
+#: Raise it when a change of this module changes which files are read, or a pixel of one: caches depend on it.
+DECODER_VERSION = 1
 #: Larger pictures are refused: a field of view is no single cell, and small files can hide huge ones.
-MAX_PIXELS = 64_000_000
+MAX_PIXELS = 4096 * 4096
+#: Larger files are refused before they are read; an uncompressed picture of `MAX_PIXELS` has a quarter of it.
+MAX_BYTES = 256 * 1024 * 1024
+#: Shorter sides are refused: a cell of 8 pixels shows nothing.
+MIN_SIDE_PX = 8
+#: Longer strips are refused: cut or squeezed to a square, nothing of a cell is left.
+MAX_ASPECT = 8
+
+#: The kinds of content that are read, whatever the suffix says. Pillow knows many more, some of which start programs.
+_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 # Pillow turns 16-bit grey white and float grey black when it converts to RGB, without a word.
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+_TIFF_BITS, _TIFF_SAMPLE_FORMAT, _UNSIGNED = 258, 339, 1
+# libjpeg goes on after these and fills what is missing with grey or garbage.
+_DAMAGE = re.compile("Corrupt JPEG data|Premature end|Inconsistent progression|Invalid SOS")
+# Not the file's fault: a good image must not be left out because the process ran out of descriptors or memory.
+_MACHINE_TROUBLE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_BYTES_LEFT_OVER = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 
 
 def read_rgb(image: Mapping[str, Any] | str | Path) -> np.ndarray:
@@ -25,30 +52,221 @@ def read_rgb(image: Mapping[str, Any] | str | Path) -> np.ndarray:
         image: A path, or a row's `image` value `{"path", "bytes"}`.
 
     Returns:
-        uint8 array (height, width, 3), RGB, writable.
+        uint8 array (height, width, 3), RGB, writable, contiguous.
 
     Raises:
-        DataError: Missing, damaged, cut short, too large, or deeper than 8 bits; names the file.
+        DataError: Missing, damaged, cut short, too large, too small, deeper than 8 bits, of a kind that is not read,
+            or of one colour; names the file.
+    """
+    return read_rgb_and_notes(image)[0]
+
+
+def read_rgb_and_notes(image: Mapping[str, Any] | str | Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    """`read_rgb`, and what a person should know of a picture that is read all the same.
+
+    Args:
+        image: See `read_rgb`.
+
+    Returns:
+        The pixels, and notes of one sentence each; nearly always none.
+
+    Raises:
+        DataError: See `read_rgb`.
     """
     path, content = (image["path"], image["bytes"]) if isinstance(image, Mapping) else (str(image), None)
+    name = path if path is not None else "an image in memory"
+    if content is None:
+        content = read_file(name)
     try:
-        with Image.open(io.BytesIO(content) if content is not None else path) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise DataError(
-                    f"{path}: {picture.width} x {picture.height} pixels are more than {MAX_PIXELS}; "
-                    "cut single cells out of it first"
-                )
-            if picture.mode in _DEEP_MODES:
-                raise DataError(
-                    f"{path}: {picture.mode} pixels (deeper than 8 bits); convert it to 8-bit RGB first"
-                )
-            # Both calls copy the picture even where there is nothing to turn or to convert.
-            is_upright = picture.getexif().get(ExifTags.Base.Orientation, 1) == 1
-            upright = picture if is_upright else ImageOps.exif_transpose(picture)
-            return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
-    except UnidentifiedImageError as error:
-        raise DataError(f"{path}: not an image; remove it or repair it") from error
+        pixels, notes = _decode(content)
+        _refuse_one_colour(pixels)
+    except _NotUsableError as error:
+        raise DataError(f"{name}: {error}") from error
+    return pixels, notes
+
+
+class _NotUsableError(Exception):
+    """Why a picture is refused, without its name."""
+
+
+def read_file(path: str) -> bytes:
+    """All bytes of a regular file. A pipe is refused and not waited for."""
+    try:
+        # Without O_NONBLOCK opening a pipe waits for a writer, for ever.
+        file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be decoded ({error}); remove it or repair it") from error
+    except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) in _MACHINE_TROUBLE:
+            raise
+        raise DataError(f"{path}: cannot be read ({error}); check its permissions, or remove it") from error
+    try:
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError(f"{path}: no regular file; remove it")
+        if status.st_size > MAX_BYTES:
+            raise DataError(
+                f"{path}: {status.st_size} bytes are more than {MAX_BYTES}; cut single cells out of it first"
+            )
+        with os.fdopen(file, "rb", closefd=False) as opened:
+            return opened.read()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error}); copy it anew, or remove it") from error
+    finally:
+        os.close(file)
+
+
+def _decode(content: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
+    """OpenCV where its pixels are Pillow's bit for bit, Pillow for all else; the verdict is the same either way."""
+    try:
+        layout = read_layout(content)
+    except BadLayoutError as error:
+        raise _NotUsableError(f"cannot be decoded ({error}); copy it anew, or remove it") from error
+    pixels: np.ndarray | None = None
+    said: tuple[str, ...] = ()
+    if layout is not None:
+        _check_size(layout.width, layout.height)
+        if layout.bits > 8:
+            raise _too_deep(f"{layout.bits}-bit")
+        if layout.kind == "JPEG" or layout.is_plain:
+            pixels, said = _decode_with_opencv(content)
+            if pixels is not None and not said and layout.is_plain:
+                return pixels, ()
+    careful, notes = _decode_with_pillow(content, pixels if not said else None)
+    if damage := _damage(said, content):
+        raise _NotUsableError(f"damaged ({damage}); copy it anew, or save it anew if it looks right")
+    return careful, notes
+
+
+def _decode_with_opencv(content: bytes) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """Pixels as stored, not turned, and what the decoder says; None for what it cannot decode."""
+    import cv2
+
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+
+    def decode() -> np.ndarray | None:
+        try:
+            return cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+        except cv2.error:  # Pillow has the last word and names the reason
+            return None
+
+    return decoder_lines(decode)
+
+
+def _decode_with_pillow(content: bytes, as_stored: np.ndarray | None) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Decode whatever is in `_FORMATS`.
+
+    Args:
+        content: The whole file.
+        as_stored: The pixels as stored if OpenCV decoded the file without a complaint: with a header that asks for
+            no turning they are right, and are not decoded again.
+    """
+    try:
+        # What Pillow warns of, without a name, on stderr; not for threads, as the rest of this module.
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
+                pixels = _pixels(picture, as_stored)
+                notes = _notes(picture, heard)
+        return pixels, notes
+    except UnidentifiedImageError as error:
+        raise _NotUsableError(f"not an image of a kind that is read ({_looks_like(content)})") from error
+    except Image.DecompressionBombError as error:
+        raise _NotUsableError(f"more than {MAX_PIXELS} pixels; cut single cells out of it first") from error
+    except (MemoryError, _NotUsableError):
+        raise
+    except Exception as error:
+        # Pillow's readers raise nearly anything on broken files: struct.error, KeyError, TypeError, ZeroDivisionError.
+        raise _NotUsableError(f"cannot be decoded ({error}); copy it anew, or remove it") from error
+
+
+def _pixels(picture: Image.Image, as_stored: np.ndarray | None) -> np.ndarray:
+    _check_size(picture.width, picture.height)
+    _check_depth(picture)
+    # Turning and converting copy the picture even where there is nothing to turn or to convert.
+    is_upright = picture.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    is_as_stored = is_upright and picture.format == "JPEG" and picture.mode in ("L", "RGB")
+    if as_stored is not None and is_as_stored:
+        return as_stored
+    upright = picture if is_upright else ImageOps.exif_transpose(picture)
+    return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise _NotUsableError(
+            f"{width} x {height} pixels are more than {MAX_PIXELS}; cut single cells out of it first"
+        )
+    if min(width, height) < MIN_SIDE_PX:
+        raise _NotUsableError(f"{width} x {height} pixels, less than {MIN_SIDE_PX} on a side; remove it")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise _NotUsableError(f"{width} x {height} pixels, a strip; cut single cells out of it first")
+
+
+def _check_depth(picture: Image.Image) -> None:
+    if picture.mode in _DEEP_MODES:
+        raise _too_deep(picture.mode)
+    if picture.format == "TIFF":
+        tags: Mapping[int, tuple[int, ...]] = picture.tag_v2  # type: ignore[attr-defined]
+        # Pillow keeps the upper 8 of 16 bits: 12-bit values of a camera would come out nearly black.
+        if (bits := max(tags.get(_TIFF_BITS, (1,)))) > 8:
+            raise _too_deep(f"{bits}-bit")
+        if any(kind != _UNSIGNED for kind in tags.get(_TIFF_SAMPLE_FORMAT, (_UNSIGNED,))):
+            raise _too_deep("signed or float")
+
+
+def _too_deep(what: str) -> _NotUsableError:
+    return _NotUsableError(
+        f"{what} pixels (deeper than 8 bits); scale them to 8-bit RGB yourself, with one range for all images"
+    )
+
+
+def _notes(picture: Image.Image, heard: Sequence[warnings.WarningMessage]) -> tuple[str, ...]:
+    notes = [" ".join(str(warning.message).split()) for warning in heard]
+    if getattr(picture, "is_animated", False):
+        notes.append("holds more than one picture; only the first is read")
+    if picture.mode == "CMYK":
+        notes.append("CMYK, converted to RGB without its colour profile")
+    return tuple(notes)
+
+
+def _damage(said: tuple[str, ...], content: bytes) -> str | None:
+    """The first complaint of libjpeg that means missing or garbled pixels."""
+    for line in said:
+        if not _DAMAGE.search(line):
+            continue
+        left_over = _BYTES_LEFT_OVER.search(line)
+        if left_over and _is_padding(content, int(left_over[1])):
+            continue
+        return line
+    return None
+
+
+def _is_padding(content: bytes, count: int) -> bool:
+    """Whether the bytes before the end marker are the zeros with which some cameras fill up their files."""
+    end = content.find(b"\xff\xd9", content.rfind(b"\xff\xda"))
+    return not content[max(0, end - count) : end].strip(b"\0")
+
+
+def _refuse_one_colour(pixels: np.ndarray) -> None:
+    """A picture without any contrast holds no cell; training on it teaches its label to nothing."""
+    first = pixels[0, 0]
+    # A look at one row settles it for nearly all pictures.
+    if (pixels[pixels.shape[0] // 2] == first).all() and (pixels == first).all():
+        raise _NotUsableError(
+            f"every pixel has the colour {tuple(int(v) for v in first)}: no cell; remove it"
+        )
+
+
+def _looks_like(content: bytes) -> str:
+    """What a file that is no image may be, with the remedy."""
+    start = content[:512].lstrip().lower()
+    if not content:
+        return "an empty file; copy it anew"
+    if start.startswith(b"version https://git-lfs"):
+        return "a pointer of git LFS; run `git lfs pull`"
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page; download the image anew"
+    if start.startswith(b"gif8"):
+        return "GIF, at most 256 colours; export the image anew as PNG"
+    return f"read are {', '.join(_FORMATS)}; remove it or convert it"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ from ..taxonomy import Taxonomy
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from .pictures import Pack
+
 #: Folds and what each is for: fit; model choice; temperature, thresholds, conformal; scored once.
 FOLDS = ("train", "validation", "calibration", "test")
 
@@ -31,10 +34,12 @@ class RejectedImage:
     Args:
         path: Path relative to the data root.
         reason: One sentence.
+        on_purpose: Named in a list of files to leave out, not found to be unusable.
     """
 
     path: str
     reason: str
+    on_purpose: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class CellImages:
         attribution: Whose images these are and under which licence, one line, for reports and cards.
         is_drawn: The images are synthetic.
         rejected: Images left out, with reasons.
+        pack: One file all pictures are read from (`data.cache`); None reads each from its own.
     """
 
     dataset: Dataset
@@ -62,6 +68,7 @@ class CellImages:
     attribution: str = ""
     is_drawn: bool = False
     rejected: tuple[RejectedImage, ...] = ()
+    pack: Pack | None = None
 
     @property
     def labels(self) -> list[int]:
@@ -91,10 +98,11 @@ class CellImages:
         """The same images with another `fold` column (one of `FOLDS` or None for each row)."""
         from datasets import Value
 
+        if len(folds) != len(self.dataset):
+            raise DataError(f"{len(folds)} folds for {len(self.dataset)} images")
         if unknown := sorted({str(f) for f in folds if f is not None and f not in FOLDS}):
             raise DataError(f"unknown folds {', '.join(unknown)}; folds are {', '.join(FOLDS)}")
-        dataset = self.dataset.remove_columns("fold").add_column("fold", list(folds), feature=Value("string"))
-        return replace(self, dataset=dataset)
+        return replace(self, dataset=_with_column(self.dataset, "fold", list(folds), Value("string")))
 
     def fold(self, name: str) -> CellImages:
         """Only the rows of one fold, in their order."""
@@ -102,7 +110,7 @@ class CellImages:
 
     def select(self, rows: Sequence[int]) -> CellImages:
         """Only some rows, in the order given; the taxonomy and the labels stay."""
-        return replace(self, dataset=self.dataset.select(rows))
+        return replace(self, dataset=_taken(self.dataset, rows))
 
     def narrowed(self) -> CellImages:
         """The same images without the classes that have none: a narrower taxonomy, labels counted anew."""
@@ -114,9 +122,7 @@ class CellImages:
             return self
         renumbered = {self.taxonomy.index(code): label for label, code in enumerate(present.codes)}
         labels = [renumbered[label] for label in self.labels]
-        dataset = self.dataset.remove_columns("label").add_column(
-            "label", labels, feature=ClassLabel(names=list(present.codes))
-        )
+        dataset = _with_column(self.dataset, "label", labels, ClassLabel(names=list(present.codes)))
         return replace(self, dataset=dataset, taxonomy=present)
 
     def counts(self) -> dict[str, int]:
@@ -159,7 +165,7 @@ def build_cell_images(
         paths: Paths relative to `root`, forward slashes.
         labels: Class code of each path.
         taxonomy: Taxonomy the codes come from; narrowed to the classes present.
-        ids: Unique names; the path without its suffix by default.
+        ids: Unique names; by default the path without its suffix, with it where two would be the same.
 
     Raises:
         DataError: No image, a class the taxonomy does not know (names them all), or a path or an id that
@@ -168,19 +174,18 @@ def build_cell_images(
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    _refuse_odd_root(root)
     if not paths:
         raise DataError(f"no images found in {root} by source {source!r}")
     if unknown := sorted(set(labels) - set(taxonomy.codes)):
         raise DataError(
             f"{root}: classes unknown to taxonomy {taxonomy.name!r}: {', '.join(unknown)}. "
             f"Known: {', '.join(taxonomy.codes)}. Rename the classes or give a taxonomy file (data.taxonomy)."
+            + _case_hint(unknown, taxonomy)
         )
     present = taxonomy.subset(set(labels))
-    path = pa.array(paths, pa.string())
-    # The suffix goes, a dot in a folder's name stays.
-    own_ids = (
-        pc.replace_substring_regex(path, r"\.[^./]*$", "") if ids is None else pa.array(ids, pa.string())
-    )
+    path = _text(paths)
+    own_ids = _ids_from_paths(path) if ids is None else _text(ids)
     for what, values in (("paths", path), ("ids", own_ids)):
         _refuse_repeats(values, f"{root}: image {what}")
     nothing = pa.nulls(len(path), pa.string())
@@ -188,9 +193,9 @@ def build_cell_images(
         "id": own_ids,
         "path": path,
         "source": pa.repeat(pa.scalar(source), len(path)),
-        "group": nothing if groups is None else pa.array(groups, pa.string()),
-        "fold": nothing if folds is None else pa.array(folds, pa.string()),
-        "label": pc.index_in(pa.array(labels, pa.string()), pa.array(present.codes, pa.string())),
+        "group": nothing if groups is None else _text(groups),
+        "fold": nothing if folds is None else _text(folds),
+        "label": pc.index_in(_text(labels), _text(present.codes)),
     }
     order = pc.sort_indices(path)
     return CellImages(
@@ -205,6 +210,40 @@ def build_cell_images(
     )
 
 
+def _refuse_odd_root(root: Path) -> None:
+    try:
+        str(Path(root).absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{os.fsencode(root)!r}: the path of the data is not UTF-8; rename the folder"
+        ) from error
+
+
+def _case_hint(unknown: Sequence[str], taxonomy: Taxonomy) -> str:
+    """Folders `BLA` and `bla` are two on one computer and one on another, so that case is never ignored."""
+    codes = {code.lower(): code for code in taxonomy.codes}
+    pairs = [f"{name} for {codes[name.lower()]}" for name in unknown if name.lower() in codes]
+    return f" Only the case differs: {', '.join(pairs)}." if pairs else ""
+
+
+def _ids_from_paths(path: Any) -> Any:
+    import pyarrow.compute as pc
+
+    # The suffix goes, a dot in a folder's name stays.
+    short = pc.replace_substring_regex(path, r"\.[^./]*$", "")
+    if pc.count_distinct(short).as_py() == len(short):
+        return short
+    counts = Counter(short.to_pylist())
+    repeated = pc.is_in(short, value_set=_text([name for name, count in counts.items() if count > 1]))
+    return pc.if_else(repeated, path, short)
+
+
+def _text(values: Sequence[str | None]) -> Any:
+    import pyarrow as pa
+
+    return pa.array(values, pa.string())
+
+
 def _refuse_repeats(values: Any, what: str) -> None:
     import pyarrow.compute as pc
 
@@ -213,8 +252,53 @@ def _refuse_repeats(values: Any, what: str) -> None:
     twice = sorted(name for name, count in Counter(values.to_pylist()).items() if count > 1)
     raise DataError(
         f"{what} must be unique, {len(twice)} occur more than once, such as {', '.join(twice[:5])}. "
-        "Remove or rename the repeated images (an id is the path without its suffix unless ids are given)."
+        "Remove or rename the repeated images."
     )
+
+
+def _taken(dataset: Dataset, rows: Sequence[int]) -> Dataset:
+    """Some rows as a table of their own.
+
+    `Dataset.select` keeps the whole table and a list of rows, which makes every later reading of a column ten times
+    slower; only where the table holds the bytes of the images is that the better bargain.
+    """
+    import numpy as np
+
+    if _holds_bytes(dataset):
+        return dataset.select(rows)
+    table = _table(dataset).take(np.asarray(rows, dtype=np.int64))
+    return _from_table(table, dataset.features)
+
+
+def _with_column(dataset: Dataset, name: str, values: list[Any], feature: Any) -> Dataset:
+    """The same rows with other values in one column."""
+    import pyarrow as pa
+
+    if _holds_bytes(dataset):
+        return dataset.remove_columns(name).add_column(name, values, feature=feature)
+    # `Dataset.add_column` would write a selection of rows anew, one by one: seconds for 100,000.
+    table = _table(dataset)
+    place = table.column_names.index(name)
+    array = pa.array(values, feature.pa_type)
+    return _from_table(table.set_column(place, name, array), dataset.features | {name: feature})
+
+
+def _holds_bytes(dataset: Dataset) -> bool:
+    """Whether the images themselves are in the table, not only their paths."""
+    chunks = dataset.data.column("image").chunks
+    return any(chunk.field("bytes").null_count < len(chunk) for chunk in chunks)
+
+
+def _table(dataset: Dataset) -> Any:
+    """The rows as an Arrow table."""
+    return dataset.with_format("arrow")[:]
+
+
+def _from_table(table: Any, features: Any) -> Dataset:
+    from datasets import Dataset, Features
+
+    columns = {name: table[name].combine_chunks() for name in table.column_names}
+    return Dataset.from_dict(columns, features=Features(features))
 
 
 def _dataset(columns: dict[str, Any], taxonomy: Taxonomy, root: Path) -> Dataset:

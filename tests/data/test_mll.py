@@ -57,9 +57,12 @@ def test_files_that_are_no_images_do_not_count(tmp_path: Path) -> None:
         "BLA/._a.jpg", "BLA/.hidden.jpg", "BLA/Thumbs.db", "BLA/a.jpg.part", "BLA/g.gif", "BLA/no_suffix",
         "__MACOSX/BLA/a.jpg", "@eaDir/a.jpg", ".git/a.jpg", "BLA/.ipynb_checkpoints/a.jpg", "docs/readme.txt",
     )  # fmt: skip
-    assert load(tmp_path).column("path") == [
+    images = load(tmp_path)
+    assert images.column("path") == [
         f"BLA/{name}" for name in ("a.JPG", "b.tiff", "c.webp", "d.bmp", "e.jpeg", "f.png", "two.dots.tif")
     ]
+    # An image all the same, only of a kind that is not read.
+    assert [image.path for image in images.rejected] == ["BLA/g.gif"]
 
 
 def test_damaged_files_are_left_out_by_name_and_reported(tmp_path: Path) -> None:
@@ -67,6 +70,7 @@ def test_damaged_files_are_left_out_by_name_and_reported(tmp_path: Path) -> None
     images = load(tmp_path)
     assert images.column("path") == ["NGS/NGS_00001.jpg"]
     assert [image.path for image in images.rejected] == ["NGS/4001-5000/NGS_04035.jpg", "NGS/NGS_18642.JPG"]
+    assert all(image.on_purpose for image in images.rejected)
     assert len(mll.DAMAGED) == 10
 
 
@@ -74,7 +78,7 @@ def test_more_names_can_be_left_out_in_any_form(tmp_path: Path) -> None:
     touch(tmp_path, *(f"BLA/x/BLA_{number:05d}.jpg" for number in range(4)))
     images = load(tmp_path, exclude=["BLA/x/BLA_00000.jpg", "BLA_00001.jpg", "BLA_00002"])
     assert images.column("path") == ["BLA/x/BLA_00003.jpg"]
-    assert len(images.rejected) == 3
+    assert [image.on_purpose for image in images.rejected] == [True] * 3
     with pytest.raises(DataError, match=r"1 names in data\.mll\.exclude fit no image: BLA_7"):
         load(tmp_path, exclude=["BLA_7"])
 
@@ -206,16 +210,23 @@ def test_the_real_damaged_files_are_all_left_out(real_data: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_the_full_set_is_indexed_within_seconds(tmp_path: Path) -> None:
+def test_the_full_set_is_indexed_within_a_second(tmp_path: Path) -> None:
     for code, count in MLL_IMAGE_COUNTS.items():
         for first in range(1, count + 1, 1000):
             bucket = tmp_path / "full" / code / f"{first:04d}-{first + 999}"
             bucket.mkdir(parents=True)
             for number in range(first, min(first + 1000, count + 1)):
-                (bucket / f"{code}_{number:05d}.jpg").touch()
+                os.close(os.open(bucket / f"{code}_{number:05d}.jpg", os.O_CREAT))
     load(touch(tmp_path / "small", "BLA/a.jpg"))  # imports are not counted
-    start = time.process_time()
-    images = load(tmp_path / "full")
-    seconds = time.process_time() - start
-    assert len(images.dataset) == 171_374 - len(mll.DAMAGED)
-    assert seconds < 3, f"{seconds:.1f} s of CPU time; 0.7 s were usual"
+    seconds, walks = [], []
+    for _ in range(3):
+        start = time.process_time()
+        images = load(tmp_path / "full")
+        seconds.append(time.process_time() - start)
+        start = time.process_time()
+        files = sum(len(names) for _, _, names in os.walk(tmp_path / "full"))
+        walks.append(time.process_time() - start)
+    assert files == len(images.dataset) + len(mll.DAMAGED) == 171_374
+    assert images.dataset[0]["image"]["path"] == str(tmp_path / "full/ABE/0001-1000/ABE_00001.jpg")
+    best = min(seconds)
+    assert best < 1, f"{best:.2f} s of CPU time, {best / min(walks):.1f} x os.walk; 0.45 s and 5 x were usual"

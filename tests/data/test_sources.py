@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from pydantic import ValidationError
@@ -29,7 +30,8 @@ def fill(name: str, root: Path) -> Path:
             for number in range(3):
                 path = root / code / f"{code}_{number:05d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                Image.new("RGB", (8, 8), (number, 2, 3)).save(path)
+                pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(path)
     return root
 
 

@@ -156,6 +156,7 @@ def test_a_half_drawn_folder_is_finished(drawn: Path) -> None:
 def test_the_cache_is_named_by_the_options(
     drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("CYTODINO_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     first = load(None, MLL, SMALL)
     assert first.root.parent == tmp_path / "cytodino_hf" / "drawn"
@@ -179,7 +180,7 @@ def test_a_cache_that_cannot_be_written_names_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("CYTODINO_CACHE", str(tmp_path / "file"))
     with pytest.raises(DataError, match=r"data\.root"):
         load(None, MLL, SMALL)
 

@@ -14,7 +14,7 @@ from ...taxonomy import Taxonomy
 from ..samples import FOLDS, CellImages, build_cell_images
 from ..tables import first_few, read_table
 from .base import Source, SourceOptions
-from .folders import IMAGE_SUFFIXES, index_class_folders, list_folder
+from .folders import IMAGE_SUFFIXES, find_class_root, index_class_folders, list_folder
 
 _NEEDED = ("path", "label")
 _OPTIONAL = ("group", "fold", "id")
@@ -78,6 +78,7 @@ def load(root: Path | None, taxonomy: Taxonomy, options: Options) -> CellImages:
         raise DataError("source 'image_folder' needs the folder of the images: set data.root")
     _check_label_map(options.label_map, taxonomy)
     if options.table is None:
+        _refuse_wrapper(root, {*taxonomy.codes, *(options.label_map or ())})
         found = index_class_folders(root, taxonomy, options.label_map)
         _refuse_unused(options.label_map, {path.split("/", 1)[0] for path in found.paths}, f"{root}: folders")
         return build_cell_images(
@@ -178,6 +179,13 @@ def _check_label_map(label_map: dict[str, str] | None, taxonomy: Taxonomy) -> No
             f"data.image_folder.label_map names classes unknown to taxonomy {taxonomy.name!r}: {', '.join(unknown)}. "
             f"Known: {', '.join(taxonomy.codes)}."
         )
+
+
+def _refuse_wrapper(root: Path, names: set[str]) -> None:
+    """A root that is a level too high would make its one folder a class."""
+    place = find_class_root(root, names)
+    if place is not None and place[0] != root:
+        raise DataError(f"{root}: its class folders lie further down; set data.root to {place[0]}")
 
 
 def _refuse_unused(label_map: dict[str, str] | None, found: set[str], where: str) -> None:

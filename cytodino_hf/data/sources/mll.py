@@ -21,7 +21,7 @@ from ...taxonomy import MLL_IMAGE_COUNTS, Taxonomy
 from ..samples import CellImages, RejectedImage, build_cell_images
 from ..tables import first_few
 from .base import Source, SourceOptions
-from .folders import FoundImages, index_class_folders, subfolders
+from .folders import FoundImages, find_class_root, index_class_folders, subfolders
 
 _HANDLE = "andrewmvd/bone-marrow-cell-classification"
 _PAGE = f"https://www.kaggle.com/datasets/{_HANDLE}"
@@ -31,7 +31,6 @@ _ATTRIBUTION = (
     "The Cancer Imaging Archive, doi 10.7937/TCIA.AXH3-T579, CC BY 4.0"
 )
 _WRAPPERS = ("bone_marrow_cell_dataset", "BM_cytomorphology_data")
-_MAX_DEPTH = 4
 
 #: Garbled files of the published set. Most decode without an error, so that only a list finds them.
 DAMAGED = frozenset(
@@ -76,8 +75,9 @@ def load(root: Path | None, taxonomy: Taxonomy, options: Options) -> CellImages:
         DataError: Nothing found, an unknown or empty class folder, a failed or incomplete download, or a name
             in `exclude` that fits no image.
     """
-    folder = find_class_root(root if root is not None else _download(options.version), taxonomy)
+    folder, above = _class_root(root if root is not None else _download(options.version), taxonomy)
     found = index_class_folders(folder, taxonomy)
+    found.rejected += above
     if root is None:
         _check_complete(found.labels, folder, options.version)
     kept = _without_damaged(found, options.exclude, folder)
@@ -92,46 +92,33 @@ def load(root: Path | None, taxonomy: Taxonomy, options: Options) -> CellImages:
     )
 
 
-def find_class_root(root: Path, taxonomy: Taxonomy) -> Path:
-    """The folder that holds the class folders: `root` or one inside it.
-
-    Raises:
-        DataError: There is none; names the folders that are there.
-    """
-    folder = root
-    for _ in range(_MAX_DEPTH):
-        names = subfolders(folder)
-        if any(name in taxonomy.codes for name in names):
-            return folder
-        inner = [name for name in names if name in _WRAPPERS] or names
-        if len(inner) != 1:
-            break
-        folder = folder / inner[0]
-    there = subfolders(root)
+def _class_root(root: Path, taxonomy: Taxonomy) -> tuple[Path, list[RejectedImage]]:
+    if (place := find_class_root(root, taxonomy.codes, _WRAPPERS)) is not None:
+        return place
     raise DataError(
         f"{root}: no class folder of taxonomy {taxonomy.name!r} ({', '.join(taxonomy.codes[:3])}, ...). "
-        f"Folders found: {', '.join(there[:10]) or 'none'}. Set data.root to the folder that holds them."
+        f"Folders found: {', '.join(subfolders(root)[:10]) or 'none'}. Set data.root to the folder that holds them."
     )
 
 
 def _without_damaged(found: FoundImages, exclude: Sequence[str], folder: Path) -> FoundImages:
-    kept = FoundImages(rejected=list(found.rejected))
+    kept = FoundImages(rejected=found.rejected)
     asked = frozenset(exclude)
     used: set[str] = set()
     for path, label in zip(found.paths, found.labels, strict=True):
-        name = path.rpartition("/")[2]
-        stem = name.rpartition(".")[0]
-        if named := asked & {path, name, stem}:
+        name = path[path.rfind("/") + 1 :]
+        stem = name[: name.rfind(".")]
+        if asked and (named := asked & {path, name, stem}):
             used |= named
-            kept.rejected.append(RejectedImage(path, "left out by data.mll.exclude"))
+            kept.reject(path, "left out by data.mll.exclude", on_purpose=True)
         elif stem in DAMAGED:
-            kept.rejected.append(RejectedImage(path, "known to be damaged in the published set"))
+            kept.reject(path, "known to be damaged in the published set", on_purpose=True)
         else:
             kept.paths.append(path)
             kept.labels.append(label)
     if missing := sorted(asked - used):
         raise DataError(
-            f"{folder}: {len(missing)} names in data.mll.exclude fit no image: {', '.join(missing[:5])}. "
+            f"{folder}: {len(missing)} names in data.mll.exclude fit no image: {first_few(missing)}. "
             "Give a path, a file name, or a file name without its suffix."
         )
     return kept

@@ -26,6 +26,7 @@ from pydantic import Field
 from ...errors import DataError
 from ...taxonomy import MLL_IMAGE_COUNTS, Taxonomy
 from ..samples import CellImages, build_cell_images
+from ..user_cache import user_cache
 from .base import Source, SourceOptions
 
 #: No class is drawn less often, however steep the imbalance.
@@ -218,9 +219,8 @@ def _record(options: Options) -> dict[str, Any]:
 
 
 def _cache_folder(options: Options) -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     content = json.dumps(_record(options), sort_keys=True).encode()
-    return Path(base) / "cytodino_hf" / "drawn" / hashlib.sha256(content).hexdigest()[:16]
+    return user_cache("drawn") / hashlib.sha256(content).hexdigest()[:16]
 
 
 def _check_folder(folder: Path, record: dict[str, Any]) -> dict[str, Any] | None:
