@@ -1,18 +1,16 @@
-"""Rows become tensors: read, vary (training only), cut and resize; uint8 leaves the workers."""
+"""Rows become batches: read, vary (training only), cut and resize; uint8 leaves the workers."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
-from ..errors import DataError
-from .images import read_rgb
+from .pictures import pictures_of
 from .samples import CellImages
 
 if TYPE_CHECKING:
@@ -21,6 +19,12 @@ if TYPE_CHECKING:
 
 #: What the sampler hands to the training set: row, epoch, position in the epoch.
 SampleKey = tuple[int, int, int]
+
+
+# Pictures worked on at once: few enough that the core's own cache and the memory just freed serve all of them.
+_AT_ONCE = 8
+# Just below the largest block that glibc learns from (32 MiB).
+_LARGEST_KEPT_BLOCK = 31 << 20
 
 
 class CellDataset(Dataset[dict[str, Any]]):
@@ -48,61 +52,105 @@ class CellDataset(Dataset[dict[str, Any]]):
         self.processor = processor
         self.augmentation = augmentation
         self.seed = seed
-        self.rows = images.dataset
         self.labels = images.labels
+        # Plain columns: decoding a row of the table takes longer than reading its picture out of a pack.
+        self._pictures = pictures_of(images)
+        self._label_of_row = np.asarray(self.labels, dtype=np.int64)
+        self._ids = images.dataset.select_columns(["id"]).with_format("arrow")[:]["id"].combine_chunks()
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def ids(self, rows: Sequence[int]) -> list[str]:
+        """Ids of some rows, to name them in a message."""
+        return [self._ids[int(row)].as_py() for row in rows]
+
     def original(self, row: int) -> np.ndarray:
-        """The picture as it is in the file, uint8 (height, width, 3)."""
-        return read_rgb(self.rows[row]["image"])
+        """The picture as it is in the file, uint8 (height, width, 3), writable."""
+        return np.require(self._pictures[row], requirements=["W"])
 
     def pixels(self, key: int | SampleKey) -> np.ndarray:
-        """The picture, uint8 (height, width, 3).
+        """The picture, uint8 (height, width, 3); perhaps not writable.
 
         Raises:
             DataError: The file cannot be read; names it.
         """
-        row = key if isinstance(key, int) else key[0]
-        picture = self.processor.hide_center(self.original(row))
+        return self._laid_out(self._pictures[_row(key)], key)
+
+    def _laid_out(self, picture: np.ndarray, key: int | SampleKey) -> np.ndarray:
+        picture = self.processor.hide_center(picture)
         if isinstance(key, int) or self.augmentation is None:
             return self.processor.crop_and_resize(picture)
         _, epoch, position = key
         return self.augmentation(picture, self.processor.crop_and_resize, key=(self.seed, epoch, position))
 
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
-        row = key if isinstance(key, int) else key[0]
-        return {"pixel_values": self.pixels(key), "labels": self.labels[row]}
+        row = _row(key)
+        return {"pixel_values": self.pixels(key), "labels": self.labels[row], "rows": row}
+
+    def __getitems__(self, keys: Sequence[int | SampleKey]) -> dict[str, torch.Tensor]:
+        """A whole batch at once, as `collate` makes it of single items; DataLoader asks for it."""
+        _keep_to_one_core()
+        _keep_freed_memory()
+        rows = [_row(key) for key in keys]
+        pixels: np.ndarray | None = None
+        for start in range(0, len(keys), _AT_ONCE):
+            part = self._pixels_of_some(keys[start : start + _AT_ONCE])
+            if pixels is None:
+                pixels = np.empty((len(keys), *part.shape[1:]), np.uint8)
+            pixels[start : start + len(part)] = part
+        assert pixels is not None, "a batch of no images"
+        return _batch(pixels, self._label_of_row[rows], np.asarray(rows))
+
+    def _pixels_of_some(self, keys: Sequence[int | SampleKey]) -> np.ndarray:
+        """Read all, then work on all: a decoder between the other steps slows both."""
+        pictures = [self._pictures[_row(key)] for key in keys]
+        if self.augmentation is None or all(isinstance(key, int) for key in keys):
+            return self.processor.crop_and_resize_batch([self.processor.hide_center(p) for p in pictures])
+        return np.stack([self._laid_out(p, key) for p, key in zip(pictures, keys, strict=True)])
 
 
-def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-    """Stack to uint8 `pixel_values` (batch, 3, height, width), channels last in memory, and int64 `labels`."""
-    pixels = torch.from_numpy(np.stack([item["pixel_values"] for item in items]))
-    return {
-        "pixel_values": pixels.permute(0, 3, 1, 2),
-        "labels": torch.tensor([item["labels"] for item in items], dtype=torch.int64),
-    }
+def _row(key: int | SampleKey) -> int:
+    return key if isinstance(key, int) else key[0]
 
 
-def read_into_memory(images: CellImages) -> CellImages:
-    """The same rows with the encoded bytes of every file in the table, read once (`data.cache: bytes`).
+def _keep_to_one_core() -> None:
+    """In a worker OpenCV works alone: its threads do not survive the fork, and the cores are for the other workers."""
+    if get_worker_info() is not None:
+        import cv2
 
-    Raises:
-        DataError: A file cannot be read; names it.
+        cv2.setNumThreads(0)
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Let glibc keep the pictures' memory for the next ones, a sixth of the time of an evaluation item.
+
+    Once a block this large was freed, blocks up to its size are no longer given back to the system each time, to be
+    cleared and mapped anew (mallopt(3), M_MMAP_THRESHOLD, "dynamic"). Other systems' allocators take no notice.
     """
-    from datasets import Image
-    from tqdm.auto import tqdm
+    np.empty(_LARGEST_KEPT_BLOCK, np.uint8)  # freed at once
 
-    content = []
-    for path in tqdm(images.dataset["path"], desc="reading images", unit="image"):
-        file = images.root / path
-        try:
-            content.append({"path": str(file), "bytes": Path(file).read_bytes()})
-        except OSError as error:
-            raise DataError(f"{file}: cannot be read ({error})") from error
-    dataset = images.dataset.remove_columns("image").add_column("image", content, feature=Image(decode=False))
-    return replace(images, dataset=dataset)
+
+def collate(items: Mapping[str, torch.Tensor] | Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    """One batch: uint8 `pixel_values` (batch, 3, height, width), channels last in memory, int64 `labels` and `rows`.
+
+    Args:
+        items: Single items of a `CellDataset`, or what its `__getitems__` gave, which is a batch already.
+    """
+    if isinstance(items, Mapping):
+        return dict(items)
+    pixels = np.stack([item["pixel_values"] for item in items])
+    labels, rows = (np.array([item[name] for item in items]) for name in ("labels", "rows"))
+    return _batch(pixels, labels, rows)
+
+
+def _batch(pixels: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> dict[str, torch.Tensor]:
+    return {
+        "pixel_values": torch.from_numpy(pixels).permute(0, 3, 1, 2),
+        "labels": torch.from_numpy(labels.astype(np.int64)),
+        "rows": torch.from_numpy(rows.astype(np.int64)),  # to name images later
+    }
 
 
 def pick_examples(images: CellImages, per_class: int) -> dict[str, list[int]]:

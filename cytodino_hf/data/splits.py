@@ -6,14 +6,17 @@ import csv
 import difflib
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import DataError
 from .allotment import draw_folds
+from .kept_together import duplicate_notes, refuse_divided_duplicates, united_groups
+from .near_duplicates import Duplicates
 from .samples import FOLDS, CellImages
 from .split_files import read_split_file
 from .tables import first_few
@@ -30,11 +33,13 @@ class Split:
         images: Every row has a fold; rows without one are gone, and classes without a row too.
         promise: One sentence for the report: what kind of leak the split excludes.
         notes: Sentences for the report: classes missing from folds, images left out.
+        duplicates: Clusters of rows of `images` that show one picture; empty too where nobody looked.
     """
 
     images: CellImages
     promise: str
     notes: tuple[str, ...]
+    duplicates: tuple[tuple[int, ...], ...] = ()
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Images per fold and class code; all folds and classes named."""
@@ -47,14 +52,53 @@ class Split:
         codes = self.images.taxonomy.codes
         columns = (self.images.column(name) for name in ("path", "label", "fold", "group"))
         rows = sorted(zip(*columns, strict=True))
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(("path", "label", "fold", "group"))
-            writer.writerows((name, codes[label], fold, group) for name, label, fold, group in rows)
+        _write_csv(
+            Path(path),
+            ("path", "label", "fold", "group"),
+            ((name, codes[label], fold, group) for name, label, fold, group in rows),
+        )
+
+    def rejected_to_csv(self, path: str | Path) -> None:
+        """Write `path, reason` of every file that was left out."""
+        rows = sorted((_cell(image.path), image.reason) for image in self.images.rejected)
+        _write_csv(Path(path), ("path", "reason"), rows)
+
+    def duplicates_to_csv(self, path: str | Path) -> None:
+        """Write `cluster, path, label, fold` of every image that shows the same picture as another one."""
+        codes, labels = self.images.taxonomy.codes, self.images.labels
+        paths, folds = self.images.column("path"), self.images.folds
+        _write_csv(
+            Path(path),
+            ("cluster", "path", "label", "fold"),
+            (
+                (number, _cell(paths[row]), codes[labels[row]], folds[row])
+                for number, cluster in enumerate(self.duplicates, start=1)
+                for row in cluster
+            ),
+        )
 
 
-def assign_folds(images: CellImages, *, split: str, fractions: Mapping[str, float], seed: int) -> Split:
+def _cell(path: str) -> str:
+    """The same path, never begun by a sign that a spreadsheet takes for a formula."""
+    return f"./{path}" if path[:1] in "=+-@\t\r" else path
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def assign_folds(
+    images: CellImages,
+    *,
+    split: str,
+    fractions: Mapping[str, float],
+    seed: int,
+    duplicates: Duplicates | None = None,
+) -> Split:
     """Give every image one fold.
 
     Args:
@@ -64,18 +108,20 @@ def assign_folds(images: CellImages, *, split: str, fractions: Mapping[str, floa
             the rest).
         fractions: Share of each fold in a draw, sum 1. Without effect where the folds are given.
         seed: Of the draw.
+        duplicates: Rows of `images` that show one picture: they are never divided either. None where nobody looked.
 
     Returns:
         The split. A class with fewer images than folds goes to train first, then to test, validation,
         calibration.
 
     Raises:
-        DataError: No such split; a file that does not fit the images; a group in two folds; an empty training
-            fold; fractions that are no shares of one whole.
+        DataError: No such split; a file that does not fit the images; a group or the images of one picture in two
+            folds; an empty training fold; fractions that are no shares of one whole.
     """
     if split == "stratified":
         _check_fractions(fractions)
-        folds, notes = _draw(images, [None] * len(images.dataset), fractions, seed), []
+        nothing = [None] * len(images.dataset)
+        folds, notes = _draw(images, nothing, united_groups(images, duplicates), fractions, seed), []
         if any(images.folds):
             notes.append("the folds that the source gives are not used (split 'stratified')")
     elif split == "source":
@@ -88,20 +134,25 @@ def assign_folds(images: CellImages, *, split: str, fractions: Mapping[str, floa
         if unlisted := folds.count(None):
             notes.append(f"{unlisted} images without a fold were left out")
     else:
-        folds, notes = _folds_from_file(images, split, fractions, seed)
+        folds, notes = _folds_from_file(images, split, fractions, seed, duplicates)
     _refuse_divided_groups(images, folds, split)
-    return _finish(images, folds, notes)
+    refuse_divided_duplicates(images, folds, duplicates, split)
+    return _finish(images, folds, [*notes, *duplicate_notes(images, duplicates)], duplicates)
 
 
 def _draw(
-    images: CellImages, folds: Sequence[str | None], fractions: Mapping[str, float], seed: int
+    images: CellImages,
+    folds: Sequence[str | None],
+    groups: Sequence[str] | None,
+    fractions: Mapping[str, float],
+    seed: int,
 ) -> list[str | None]:
     """Draw a fold for the rows that have none."""
     drawn = list(folds)
     rows = [row for row, fold in enumerate(folds) if fold is None]
     if not rows:
         return drawn
-    paths, labels, groups = images.column("path"), images.labels, images.groups
+    paths, labels = images.column("path"), images.labels
     indices = draw_folds(
         [paths[row] for row in rows],
         np.array([labels[row] for row in rows]),
@@ -115,7 +166,11 @@ def _draw(
 
 
 def _folds_from_file(
-    images: CellImages, split: str, fractions: Mapping[str, float], seed: int
+    images: CellImages,
+    split: str,
+    fractions: Mapping[str, float],
+    seed: int,
+    duplicates: Duplicates | None,
 ) -> tuple[list[str | None], list[str]]:
     path = Path(split).expanduser()
     if not path.is_file():
@@ -136,8 +191,9 @@ def _folds_from_file(
         tested = {group for group, fold in zip(groups, listed.folds, strict=True) if fold is not None}
         divided = {g for g, fold in zip(groups, listed.folds, strict=True) if fold is None and g in tested}
         _refuse_groups(divided, images, split)
+    refuse_divided_duplicates(images, listed.folds, duplicates, split, unlisted="not listed")
     shares = {fold: share / whole for fold, share in rest.items()}
-    folds = _draw(images, listed.folds, shares, seed)
+    folds = _draw(images, listed.folds, united_groups(images, duplicates), shares, seed)
     return folds, [*listed.notes, f"test images are those named in {path.name}; the other folds are drawn"]
 
 
@@ -167,7 +223,9 @@ def _refuse_groups(divided: set[str], images: CellImages, split: str) -> None:
         )
 
 
-def _finish(images: CellImages, folds: Sequence[str | None], notes: list[str]) -> Split:
+def _finish(
+    images: CellImages, folds: Sequence[str | None], notes: list[str], duplicates: Duplicates | None
+) -> Split:
     rows = [row for row, fold in enumerate(folds) if fold is not None]
     if "train" not in folds:
         raise DataError(
@@ -179,8 +237,19 @@ def _finish(images: CellImages, folds: Sequence[str | None], notes: list[str]) -
         if gone := sorted(set(images.taxonomy.codes) - set(kept.taxonomy.codes)):
             notes.append(f"classes without an image in any fold were left out: {', '.join(gone)}")
     promise, promise_notes = _promise(kept)
-    split = Split(kept, promise, ())
-    return Split(kept, promise, (*notes, *promise_notes, *_missing(split.counts())))
+    if duplicates is not None:
+        promise += "; near-duplicates share a fold"
+    split = Split(kept, promise, (), _clusters_of_rows(duplicates, rows))
+    return replace(split, notes=(*notes, *promise_notes, *_missing(split.counts())))
+
+
+def _clusters_of_rows(duplicates: Duplicates | None, rows: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Clusters among some rows, counted from 0 among these; what is left alone is in none."""
+    if duplicates is None:
+        return ()
+    place = {row: number for number, row in enumerate(rows)}
+    clusters = ([place[row] for row in cluster if row in place] for cluster in duplicates.clusters())
+    return tuple(tuple(cluster) for cluster in clusters if len(cluster) > 1)
 
 
 def _missing(counts: Mapping[str, Mapping[str, int]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,13 +13,15 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers.image_utils import load_image
 
-from cytodino_hf.data.dataset import CellDataset, collate, pick_examples, read_into_memory
+from cytodino_hf.data.dataset import CellDataset, collate, pick_examples
 from cytodino_hf.data.loading import load_split
 from cytodino_hf.data.samplers import OversamplingSampler
+from cytodino_hf.data.samples import build_cell_images
 from cytodino_hf.data.transforms import build_augmentation
 from cytodino_hf.errors import DataError
 from cytodino_hf.model_builder import build_processor
 from cytodino_hf.recipe import DataSection, parse_recipe
+from cytodino_hf.taxonomy import MLL
 
 
 @pytest.fixture
@@ -44,7 +47,9 @@ def test_evaluation_and_pipeline_see_the_same_pixels(
     processor = build_processor(DataSection(image_size_px=32, center_crop_px=crop, hide_center_px=hidden))
     # What `pipeline()` does, file to tensor.
     wanted = processor(load_image(str(path)), return_tensors="pt")["pixel_values"]
-    batch = collate([{"pixel_values": processor.crop_and_resize(processor.hide_center(pixels)), "labels": 0}])
+    batch = collate(
+        [{"pixel_values": processor.crop_and_resize(processor.hide_center(pixels)), "labels": 0, "rows": 0}]
+    )
     assert batch["pixel_values"].dtype == torch.uint8
     got = processor.normalize_batch(batch["pixel_values"])
     assert got.shape == wanted.shape == (1, 3, 32, 32)
@@ -81,33 +86,62 @@ def test_workers_change_nothing_and_repeats_differ(cells: CellDataset) -> None:
     np.testing.assert_array_equal(cells.pixels((0, 1, 5)), cells.pixels((0, 1, 5)))
 
 
-def test_bytes_in_memory_give_the_same_pixels_without_the_files(cells: CellDataset, tmp_path: Path) -> None:
-    import shutil
+def test_a_batch_fetched_at_once_is_the_batch_of_its_items(cells: CellDataset) -> None:
+    """Row numbers as evaluation asks, and keys as the sampler gives them."""
+    for keys in ([5, 0, 5, 17], [(5, 0, 0), (0, 0, 1), (5, 0, 2)]):
+        at_once, one_by_one = collate(cells.__getitems__(keys)), collate([cells[key] for key in keys])
+        assert at_once.keys() == one_by_one.keys() == {"pixel_values", "labels", "rows"}
+        for name, tensor in at_once.items():
+            assert torch.equal(tensor, one_by_one[name]), name
+            assert tensor.dtype == (torch.uint8 if name == "pixel_values" else torch.int64)
+        assert at_once["pixel_values"].is_contiguous(memory_format=torch.channels_last)
+        assert at_once["labels"].tolist() == [cells.labels[row] for row in at_once["rows"]]
 
-    from cytodino_hf.data.samples import build_cell_images
-    from cytodino_hf.taxonomy import MLL
 
-    root = tmp_path / "images"
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_workers_of_either_kind_change_nothing(cells: CellDataset, context: str) -> None:
+    alone = torch.cat([b["pixel_values"] for b in DataLoader(cells, 7, collate_fn=collate)])
+    loader = DataLoader(cells, 5, collate_fn=collate, num_workers=2, multiprocessing_context=context)
+    assert torch.equal(torch.cat([b["pixel_values"] for b in loader]), alone)
+
+
+def test_a_set_for_a_worker_is_small(cells: CellDataset) -> None:
+    """24 rows: no picture, no table travels; most of it is the image processor and the preset's name."""
+    assert len(pickle.dumps(cells)) < 6000
+
+
+def test_pictures_of_several_sizes_come_in_one_batch(tmp_path: Path) -> None:
+    rng, root = np.random.default_rng(5), tmp_path / "images"
+    sizes = [(50, 40), (32, 32), (50, 40), (31, 77), (200, 30)]
+    for i, size in enumerate(sizes):
+        path = root / ("BLA" if i % 2 else "LYT") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
     names = sorted(str(p.relative_to(root)) for p in root.rglob("*.png"))
     images = build_cell_images(names, [n[:3] for n in names], root=root, source="image_folder", taxonomy=MLL)
-    before = [CellDataset(images, cells.processor).pixels(i) for i in range(len(names))]
-    cached = CellDataset(read_into_memory(images), cells.processor)
-    shutil.rmtree(root)
-    for i, pixels in enumerate(before):
-        np.testing.assert_array_equal(cached.pixels(i), pixels)
+    for crop in (None, 40):
+        processor = build_processor(DataSection(image_size_px=32, center_crop_px=crop, hide_center_px=3))
+        batch = next(iter(DataLoader(CellDataset(images, processor), 5, collate_fn=collate)))
+        wanted = processor([load_image(str(root / name)) for name in names], return_tensors="pt")[
+            "pixel_values"
+        ]
+        torch.testing.assert_close(
+            processor.normalize_batch(batch["pixel_values"]), wanted, atol=1e-6, rtol=0
+        )
 
 
-def test_an_unreadable_image_stops_with_its_name(cells: CellDataset) -> None:
-    path = Path(cells.rows[0]["image"]["path"])
+def test_an_unreadable_image_stops_with_its_name(cells: CellDataset, tmp_path: Path) -> None:
+    path = next((tmp_path / "images").rglob(f"{cells.ids([3])[0]}.png"))
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match=path.name):
-        cells[0]
+        cells[3]
+    with pytest.raises(DataError, match=path.name):
+        cells.__getitems__([0, 3])
 
 
 def test_examples_are_taken_from_every_class(cells: CellDataset, tmp_path: Path) -> None:
     assert len(cells) == 24
     from cytodino_hf.data.sources import SOURCES
-    from cytodino_hf.taxonomy import MLL
 
     source = SOURCES["image_folder"]
     images = source.load(tmp_path / "images", MLL, source.options())

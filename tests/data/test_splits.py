@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from cytodino_hf.data.allotment import draw_folds, fold_quotas
+from cytodino_hf.data.near_duplicates import Duplicates, cluster
 from cytodino_hf.data.samples import FOLDS, CellImages, RejectedImage, build_cell_images
 from cytodino_hf.data.sources import mll
 from cytodino_hf.data.splits import Split, assign_folds
@@ -400,3 +401,121 @@ def test_the_real_subset_with_its_split(real_data: Path, tmp_path: Path) -> None
     assert split.promise.startswith("not patient-safe")
     split.to_csv(tmp_path / "split.csv")
     assert assign(cells, tmp_path / "split.csv").images.fingerprint() == split.images.fingerprint()
+
+
+def duplicates(count: int, *clusters: tuple[int, ...]) -> Duplicates:
+    """Near-duplicates as a scan would find them: each row of a cluster with its first."""
+    pairs = [(rows[0], row) for rows in clusters for row in rows[1:]]
+    first, second = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    nothing = np.array(["near"] * len(pairs))
+    return Duplicates(first, second, nothing, np.ones(len(pairs)), cluster(count, first, second))
+
+
+def assign_with(
+    cells: CellImages, found: Duplicates, split: str | Path = "stratified", seed: int = 0
+) -> Split:
+    return assign_folds(cells, split=str(split), fractions=FRACTIONS, seed=seed, duplicates=found)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_images_of_one_picture_share_a_fold_in_a_draw(seed: int) -> None:
+    """Five random clusters of up to six images, within and across classes; the quotas stay close."""
+    cells = images({"BLA": 60, "LYT": 40})
+    rows = np.random.default_rng(seed).permutation(100).tolist()
+    clusters = [tuple(rows[i * 6 : i * 6 + 2 + i]) for i in range(5)]
+    split = assign_with(cells, duplicates(100, *clusters), seed=seed)
+    for members in clusters:
+        assert len({split.images.folds[row] for row in members}) == 1
+    assert split.promise.endswith("; near-duplicates share a fold")
+    assert {tuple(sorted(members)) for members in clusters} == set(split.duplicates)
+    # 100 images with fractions .65 .10 .05 .20; a cluster has six at most.
+    for fold, expected in zip(FOLDS, (65, 10, 5, 20), strict=True):
+        assert abs(split.images.folds.count(fold) - expected) <= 6
+
+
+def test_without_duplicates_the_draw_is_the_one_nobody_looked_for() -> None:
+    cells = images({"BLA": 60, "LYT": 40})
+    looked = assign_with(cells, duplicates(100), seed=3)
+    assert fold_of_path(looked) == fold_of_path(assign(cells, seed=3))
+    assert looked.notes == assign(cells, seed=3).notes
+    assert "near-duplicates" not in assign(cells).promise
+
+
+def test_patients_with_one_picture_count_as_one() -> None:
+    sizes = {f"p{number:02d}": {"BLA": 4, "LYT": 4} for number in range(20)}
+    cells = grouped(sizes)
+    groups = cells.groups
+    assert groups is not None
+    rows = {name: groups.index(name) for name in sizes}
+    # p03 = p07 and p07 = p11 through another picture: all three are one.
+    other = rows["p07"] + 1
+    found = duplicates(160, (rows["p03"], rows["p07"]), (other, rows["p11"]))
+    for seed in range(5):
+        split = assign_with(cells, found, seed=seed)
+        folds = dict(zip(split.images.column("group"), split.images.folds, strict=True))
+        assert folds["p03"] == folds["p07"] == folds["p11"]
+        for group in sizes:
+            assert {f for g, f in zip(groups, split.images.folds, strict=True) if g == group} == {
+                folds[group]
+            }
+    assert split.promise == "by patient: no patient is in two folds; near-duplicates share a fold"
+    joined = next(note for note in split.notes if note.startswith("a patient"))
+    assert "p03 and p07" in joined
+    assert "p07 and p11" in joined
+
+
+def test_given_folds_that_divide_a_picture_stop(tmp_path: Path) -> None:
+    cells = images({"BLA": 4, "LYT": 2}, folds=["train", "train", "test", "validation", "train", None])
+    with pytest.raises(DataError) as stopped:
+        assign_with(cells, duplicates(6, (0, 2), (1, 4)), "source")
+    message = str(stopped.value)
+    assert "divides 1 clusters" in message
+    assert "BLA/BLA_00000.jpg (train) and BLA/BLA_00002.jpg (test)" in message
+    assert "'ignore'" in message
+    # Images left out divide nothing, and clusters of what is left are kept.
+    split = assign_with(cells, duplicates(6, (0, 1, 5)), "source")
+    assert split.duplicates == ((0, 1),)
+    file = write(tmp_path / "s.csv", "path,fold", "BLA/BLA_00000.jpg,train", "BLA/BLA_00003.jpg,test")
+    with pytest.raises(DataError, match=r"s\.csv.*BLA_00000\.jpg \(train\) and .*BLA_00003\.jpg \(test\)"):
+        assign_with(cells, duplicates(6, (0, 3)), file)
+
+
+def test_a_test_list_that_divides_a_picture_stops(tmp_path: Path) -> None:
+    cells = images({"BLA": 20, "LYT": 20})
+    names = write(tmp_path / "test.txt", "BLA_00000.jpg", "LYT_00003.jpg")
+    with pytest.raises(DataError, match=r"BLA_00000\.jpg \(test\) and BLA/BLA_00007\.jpg \(not listed\)"):
+        assign_with(cells, duplicates(40, (0, 7)), names)
+    split = assign_with(cells, duplicates(40, (0, 23), (5, 6, 30)), names)
+    assert split.images.folds[0] == split.images.folds[23] == "test"
+    assert len({split.images.folds[row] for row in (5, 6, 30)}) == 1
+
+
+def test_one_picture_under_two_labels_is_noted() -> None:
+    split = assign_with(images({"BLA": 30, "LYT": 30}), duplicates(60, (2, 5), (7, 31, 8)))
+    assert "5 images show the same picture as another one (2 clusters); each shares a fold" in split.notes
+    assert (
+        "the same picture under two labels (1): BLA/BLA_00007.jpg (BLA) = LYT/LYT_00001.jpg (LYT)"
+        in split.notes
+    )
+
+
+def test_what_a_run_keeps_about_files_that_were_left_out_and_pictures_seen_twice(tmp_path: Path) -> None:
+    cells = build_cell_images(
+        ["=1+1.jpg", "BLA/a,b.jpg", "BLA/c.jpg", "LYT/d.jpg"],
+        ["BLA", "BLA", "BLA", "LYT"],
+        root=Path("/data"),
+        source="test",
+        taxonomy=MLL,
+        folds=["train"] * 4,
+        rejected=[RejectedImage("@x.jpg", 'cut "short"'), RejectedImage("BLA/z.jpg", "empty")],
+    )
+    split = assign_with(cells, duplicates(4, (0, 3)), "source")
+    split.rejected_to_csv(tmp_path / "rejected.csv")
+    split.duplicates_to_csv(tmp_path / "duplicates.csv")
+    # Nothing that a spreadsheet would take for a formula, and still the path of the file.
+    assert (tmp_path / "rejected.csv").read_text().splitlines() == [
+        "path,reason", './@x.jpg,"cut ""short"""', "BLA/z.jpg,empty",
+    ]  # fmt: skip
+    assert (tmp_path / "duplicates.csv").read_text().splitlines() == [
+        "cluster,path,label,fold", "1,./=1+1.jpg,BLA,train", "1,LYT/d.jpg,LYT,train",
+    ]  # fmt: skip
