@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from . import cli_benchmark
 from .errors import CytoDinoError
 
 #: Beside `run_finetune.py` in a checkout.
@@ -34,10 +35,13 @@ def finetune(
     from .recipe import load_recipe
 
     checked = load_recipe(recipe, context.args)
-    from .launch import apply_accelerate_config, use_free_cores
+    from .launch import apply_accelerate_config, end_with_launcher, speaks, use_free_cores
 
-    typer.echo(apply_accelerate_config(ACCELERATE_CONFIG))
+    precision = apply_accelerate_config(ACCELERATE_CONFIG)
+    if speaks():
+        typer.echo(precision)
     use_free_cores(checked.training.dataloader_num_workers)
+    end_with_launcher()
     if dry_run:
         from .data.loading import load_split
         from .planning import make_plan
@@ -49,7 +53,8 @@ def finetune(
     from .finetune import finetune as run_recipe
 
     run = run_recipe(checked)
-    typer.echo(f"{run.path}: model, predictions and report; open {run.report / 'report.html'}")
+    if speaks():
+        typer.echo(f"{run.path}: model, predictions and report; open {run.report / 'report.html'}")
 
 
 def draw(
@@ -79,12 +84,44 @@ def draw(
     typer.echo(f"{out}: drawn (synthetic) cells")
 
 
+def check(
+    context: typer.Context,
+    root: Annotated[str, typer.Argument(help="Folder of the images.", show_default=False)],
+    source: Annotated[str, typer.Option(help="How the folder is read, as in a recipe.")] = "image_folder",
+    taxonomy: Annotated[str, typer.Option(help="Classes, as in a recipe.")] = "mll",
+    out: Annotated[Path, typer.Option(help="Folder for data_report.json and data_report.html.")] = Path("."),
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")] = 0,
+) -> None:
+    """Look at every image of a folder: unreadable ones, duplicates, sizes, stain. Exit code 1: a training would stop.
+
+    Any key of a recipe's data section can be set: --data.image_folder.table cells.csv, --data.split source.
+    """
+    from .data.check import check_image_set, data_section, write_check
+
+    section, options = data_section(root, source, taxonomy, context.args)
+    found = check_image_set(section, options, workers=workers or None)
+    page = write_check(found, out)
+    for problem in found.report["problems"]:
+        typer.echo(f"problem: {problem}", err=True)
+    report = found.report
+    typer.echo(
+        f"{report['images']:,} images can be used, {len(report['rejected']):,} files were rejected; see {page}"
+    )
+    if not report["usable"]:
+        raise typer.Exit(1)
+
+
 #: Command words -> function, and what of the command line it takes by itself.
 COMMANDS: dict[tuple[str, ...], tuple[Callable[..., None], dict[str, Any]]] = {
     ("finetune",): (finetune, _TAKES_OVERRIDES),
     ("data", "draw"): (draw, {}),
+    ("data", "check"): (check, _TAKES_OVERRIDES),
+    ("benchmark", "data"): (cli_benchmark.data, {}),
+    ("benchmark", "step"): (cli_benchmark.step, {}),
+    ("benchmark", "predict"): (cli_benchmark.predict, {}),
+    ("benchmark", "startup"): (cli_benchmark.startup, {}),
 }
-_GROUPS = {"data": "Image sets."}
+_GROUPS = {"data": "Image sets.", "benchmark": "Speed and memory against the published way (in a checkout)."}
 
 
 def build_app() -> typer.Typer:

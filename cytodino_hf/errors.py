@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class CytoDinoError(Exception):
     """A mistake or a missing thing on the user's side; the command line prints it without a traceback."""
@@ -36,3 +38,49 @@ class BackboneUnavailableError(CytoDinoError):
 
 class RunFolderError(CytoDinoError):
     """The output folder belongs to another recipe or other data, or is not a run at all."""
+
+
+class OtherProcessError(CytoDinoError):
+    """Another process of the same training stopped, so this one stops too."""
+
+
+class CheckpointError(CytoDinoError):
+    """A checkpoint that must not be read: not sealed, damaged, or of another kind of start."""
+
+
+class FullDiskError(CytoDinoError):
+    """A checkpoint could not be written; the older ones are untouched."""
+
+
+class InterruptedTrainingError(CytoDinoError):
+    """A signal stopped the training after a sealed checkpoint; the same command continues.
+
+    Args:
+        message: Signal, step, what to do.
+        exit_code: 143 for SIGTERM, 130 for Ctrl+C, as a shell reports them.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class BadNumbersError(CytoDinoError):
+    """A loss, gradient, weight or answer of the model is NaN or infinite: names the images and what is kept.
+
+    Args:
+        message: What, where, remedy.
+        findings: The same as plain values, for `bad_numbers.json`.
+    """
+
+    def __init__(self, message: str, findings: dict[str, Any] | None = None) -> None:
+        self.findings = findings or {}
+        super().__init__(message)
+
+
+class WorkerKilledError(CytoDinoError):
+    """The system ended a process that reads images: names the signal, the likely cause and the remedy."""
+
+
+class NotEnoughMemoryError(CytoDinoError):
+    """The memory of the GPU or the machine does not suffice: names the sizes and the remedy."""

@@ -6,7 +6,10 @@ the script. So that the plain command uses the shipped `accelerate_config.yaml`,
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +17,8 @@ from pathlib import Path
 from .errors import CytoDinoError
 
 PRECISIONS = ("no", "bf16", "fp16")
+# linux/prctl.h: the signal a process gets when its parent ends.
+_PR_SET_PDEATHSIG = 1
 
 
 def apply_accelerate_config(shipped: Path) -> str:
@@ -66,6 +71,24 @@ def use_free_cores(workers: int) -> None:
         torch.set_num_threads(max(1, cores - workers))
 
 
+def end_with_launcher() -> None:
+    """Be told, by a SIGTERM, when the `accelerate launch` that started this process is gone.
+
+    With one process the launcher passes no signal on: whoever stops it, as a scheduler does, would leave a training
+    behind that nobody sees. Only Linux can tell.
+    """
+    if sys.platform != "linux" or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return
+    import psutil
+
+    try:
+        words = psutil.Process(os.getppid()).cmdline()
+    except psutil.Error:
+        return
+    if _launch_word(words) is not None:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
 def bf16_obstacle() -> str | None:
     """Why bf16 is of no use here, or None where it is."""
     import torch
@@ -81,6 +104,11 @@ def bf16_obstacle() -> str | None:
     return (
         None if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "this processor has no instructions for it"
     )
+
+
+def speaks() -> bool:
+    """Whether this process tells the user how things go: the first one of those a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def refuse_independent_trainings(world_size: int) -> None:
@@ -136,16 +164,17 @@ def _launcher() -> _Launcher | None:
             words, environment = parent.cmdline(), parent.environ()
         except psutil.Error:
             return None
-        for at, word in enumerate(words):
-            is_script = os.path.basename(word).startswith("accelerate") and words[at + 1 : at + 2] == [
-                "launch"
-            ]
-            if (
-                is_script
-                or "accelerate.commands.launch" in word
-                or os.path.basename(word) == "accelerate-launch"
-            ):
-                return _Launcher(words[at + 1 :], environment)
+        if (at := _launch_word(words)) is not None:
+            return _Launcher(words[at + 1 :], environment)
+    return None
+
+
+def _launch_word(words: Sequence[str]) -> int | None:
+    """Where in a command line `accelerate launch` stands, or None."""
+    for at, word in enumerate(words):
+        is_script = os.path.basename(word).startswith("accelerate") and words[at + 1 : at + 2] == ["launch"]
+        if is_script or "accelerate.commands.launch" in word or os.path.basename(word) == "accelerate-launch":
+            return at
     return None
 
 

@@ -78,7 +78,15 @@ class DataSection(Section):
     oversampling: Oversampling = Field(
         default_factory=Oversampling, description="rebalancing of rare classes"
     )
-    cache: Literal["none", "bytes"] = Field("none", description="`bytes` reads all files into memory once")
+    near_duplicates: Literal["group", "ignore"] = Field(
+        "group", description="`group`: images that show the same picture share a fold"
+    )
+    max_rejected_share: float = Field(
+        0.01, ge=0, le=1, description="stop when a larger share of the files cannot be used"
+    )
+    cache: Literal["none", "bytes", "pixels"] = Field(
+        "none", description="one file in the user's cache: the files as they are, or decoded"
+    )
 
 
 class ModelSection(Section):
@@ -102,6 +110,9 @@ class ModelSection(Section):
     lora_dropout: float = Field(0.1, ge=0, lt=1, description="dropout before each LoRA update; costs memory")
     lora_targets: Literal["all-linear"] | list[str] = Field(
         "all-linear", description="linear layers of the backbone by the end of their name, or all of them"
+    )
+    lora_last_blocks: int | None = Field(
+        None, ge=1, le=1024, description="LoRA on the last blocks of the backbone only; null: on all"
     )
     train_norms: bool = Field(False, description="the backbone's norms train too")
     train_biases: bool = Field(False, description="the backbone's biases train too")
@@ -141,12 +152,17 @@ class TrainingSection(Section):
     eval_steps: float | None = Field(None, gt=0)
     save_strategy: Literal["no", "steps", "epoch"] = Field("epoch")
     save_steps: float = Field(500, gt=0)
-    save_total_limit: int | None = Field(2, ge=1)
+    save_total_limit: int | None = Field(
+        2, ge=1, description="newest checkpoints that stay, the best one besides; null keeps all"
+    )
     report_to: str | list[str] = Field("tensorboard")
     metric_for_best_model: str = Field(
         "macro_f1", description="chooses the checkpoint, on the validation fold"
     )
     early_stopping_patience: int | None = Field(None, ge=1, description="evaluations without a better metric")
+    halve_batch_on_out_of_memory: bool = Field(
+        True, description="go on with a smaller micro-batch and as much more accumulation"
+    )
 
 
 class EvaluationSection(Section):
@@ -156,6 +172,9 @@ class EvaluationSection(Section):
         2000, ge=100, le=1_000_000, description="bootstrap draws behind each interval"
     )
     seed: int = Field(0, ge=0, description="seed of the bootstrap")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the backbone in the final scoring; bfloat16 is faster and rounds"
+    )
 
 
 class HubSection(Section):

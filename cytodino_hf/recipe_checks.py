@@ -32,12 +32,16 @@ _ELSEWHERE = {
     "train_sampling_strategy": "drawing belongs to the data: data.oversampling",
     "use_cpu": "where to run is set by accelerate: `accelerate launch --cpu`",
     "resume_from_checkpoint": "the same command resumes by itself",
+    "enable_jit_checkpoint": "a SIGTERM always saves",
+    "auto_find_batch_size": "it would change the effective batch; training.halve_batch_on_out_of_memory keeps it",
     "data_seed": "one seed for all: training.seed",
     **dict.fromkeys(
         (
             "do_train", "do_eval", "do_predict", "remove_unused_columns", "label_names", "load_best_model_at_end",
             "greater_is_better", "ignore_data_skip", "save_only_model", "prediction_loss_only", "local_rank",
             "include_for_metrics", "length_column_name", "eval_do_concat_batches", "batch_eval_metrics",
+            "accelerator_config", "restore_callback_states_from_checkpoint", "save_on_each_node",
+            "logging_nan_inf_filter",
         ),
         _OURS,
     ),
@@ -109,6 +113,16 @@ def check_contradictions(sections: Mapping[str, Any], sources: Sequence[str], fo
         if width and model.head == "decoder" and width % model.decoder_heads:
             found.append(
                 f"model.decoder_heads = {model.decoder_heads}: must divide the backbone's width of {width}"
+            )
+        if model.lora_last_blocks is not None and model.method != "lora":
+            found.append(
+                f"model.lora_last_blocks = {model.lora_last_blocks}: has a meaning for model.method 'lora' only, not "
+                f"{model.method!r}"
+            )
+        blocks = (model.backbone_config or {}).get("num_hidden_layers")
+        if isinstance(blocks, int) and (model.lora_last_blocks or 0) > blocks:
+            found.append(
+                f"model.lora_last_blocks = {model.lora_last_blocks}: the backbone has {blocks} blocks only"
             )
     if training is not None:
         _check_training(training, found)

@@ -3,8 +3,15 @@
 recipe.json        the resolved recipe, every key with its value
 environment.json   versions, hardware, commit, command
 split.csv          path, label, fold, group of every image
-run.json           state (running, finished), fingerprint of the data
-checkpoint-N/      while training
+rejected.csv       path, reason of every file that was left out
+near_duplicates.csv   cluster, path, label, fold of images that show the same picture
+run.json           state (running, finished), fingerprint of the data, checkpoints that were set aside and why,
+                   setbacks of the machine and the smaller batches they left (see recovery.py)
+run.lock           held by the process that trains, with its pid
+checkpoint-N/      sealed (see checkpoints.py)
+set-aside/         checkpoints that did not verify
+bad_numbers.json   of the last stop because a number was NaN or infinite: step, images, losses
+last-good/         the weights before that step, a model like the final one
 config.json, ...   the final model (see model_builder)
 predictions/       Parquet files, one per fold, and embeddings
 report/            report.json, report.html, figures
@@ -12,21 +19,27 @@ report/            report.json, report.html, figures
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 import os
 import platform
 import subprocess
 import sys
 import time
+import weakref
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Self
 
+from .checkpoints import Checkpoints
 from .data.splits import Split
 from .errors import RunFolderError
+from .files import write_json
 from .recipe import Recipe
 
+logger = logging.getLogger(__name__)
+_LOCK = "run.lock"
 _PACKAGES = (
     "cytodino-hf", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "huggingface_hub",
     "albumentations", "numpy", "opencv-python-headless", "pillow", "scikit-learn",
@@ -36,13 +49,15 @@ _MAY_DIFFER = (
     "training.output_dir",
     "training.dataloader_num_workers",
     "training.report_to",
+    "training.halve_batch_on_out_of_memory",
     "data.root",
     "data.cache",
+    "data.max_rejected_share",
 )
 
 
 class RunFolder:
-    """One `training.output_dir`.
+    """One `training.output_dir`; as a context it lets go of the folder at the end.
 
     Args:
         path: The folder; created by `begin`.
@@ -50,6 +65,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._lock: IO[str] | None = None
 
     @property
     def base(self) -> Path:
@@ -87,7 +103,7 @@ class RunFolder:
         kept = self.path / "recipe.json"
         if not kept.is_file():
             # A start that was killed before its recipe was written leaves at most half a file of ours.
-            if any(not p.name.endswith(".partial") for p in self.path.iterdir()):
+            if any(not p.name.endswith(".partial") and p.name != _LOCK for p in self.path.iterdir()):
                 raise RunFolderError(f"{self.path} is not empty and no RUN; give another training.output_dir")
             return
         if differences := _differences(json.loads(kept.read_text(encoding="utf-8")), recipe.to_dict()):
@@ -113,6 +129,8 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / "recipe.json", recipe.to_dict())  # first: it makes the folder a RUN
         split.to_csv(self.path / "split.csv")
+        split.rejected_to_csv(self.path / "rejected.csv")
+        split.duplicates_to_csv(self.path / "near_duplicates.csv")
         write_json(self.path / "environment.json", describe_environment())
         state = {"state": "running", "data_fingerprint": fingerprint, "started": _now()}
         write_json(self.path / "run.json", state | self._state())
@@ -125,35 +143,93 @@ class RunFolder:
         """What `begin` noted about the machine and the packages."""
         return json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
 
+    def hold(self) -> None:
+        """Keep the folder for this process until `release`; a process that is gone, however it ended, holds nothing.
+
+        Raises:
+            RunFolderError: Another process trains in it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = open(self.path / _LOCK, "a+", encoding="utf-8")  # noqa: SIM115 (closing it is what releases)
+        try:
+            _lock(file, self.path)
+        except RunFolderError:
+            file.close()
+            raise
+        # Data workers are forked and may outlive this process for seconds: they must not hold the folder.
+        os.register_at_fork(after_in_child=_closer(file))
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        self._lock = file
+
+    def release(self) -> None:
+        """Let another process train in the folder; nothing where it is not held."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
     def newest_checkpoint(self) -> Path | None:
-        """The newest checkpoint that was written to its end, or None."""
-        found = []
-        for folder in self.path.glob("checkpoint-*"):
-            number = folder.name.removeprefix("checkpoint-")
-            # Trainer writes this file last.
-            if number.isdigit() and (folder / "trainer_state.json").is_file():
-                found.append((int(number), folder))
-        return max(found)[1] if found else None
+        """Where to go on: see `Checkpoints.choose`. What is set aside is told and noted in run.json."""
+        choice = Checkpoints(self.path).choose()
+        going_on = f"going on from {choice.folder.name}" if choice.folder else "training from the start"
+        for entry in choice.set_aside:
+            logger.warning(
+                "%s is not used: %s. It was moved to %s; %s",
+                self.path / entry.name, entry.reason, entry.moved_to, going_on,
+            )  # fmt: skip
+        if choice.set_aside:
+            noted = [vars(entry) | {"noted": _now()} for entry in choice.set_aside]
+            self.remember("set_aside", [*self.set_aside(), *noted])
+        return choice.folder
+
+    def remember(self, name: str, value: Any) -> None:
+        """Keep a fact about the run in run.json."""
+        write_json(self.path / "run.json", self._state() | {name: value})
+
+    def recall(self, name: str) -> Any:
+        """What `remember` kept, or None."""
+        return self._state().get(name)
+
+    def set_aside(self) -> list[dict[str, str]]:
+        """Checkpoints of this run that were not used: name, reason, moved_to, noted."""
+        return list(self.recall("set_aside") or [])
 
     def _state(self) -> dict[str, Any]:
         path = self.path / "run.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def write_json(path: Path, document: Any) -> None:
-    """Write JSON so that the file is always whole: first beside, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(
-        json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-    )
-    os.replace(partial, path)
+def _lock(file: IO[str], run: Path) -> None:
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "of unknown number"
+        raise RunFolderError(
+            f"{run} is in use: process {holder} trains in it. Wait for its end, stop it (kill {holder}: it saves and "
+            "the same command goes on), or give another training.output_dir"
+        ) from None
+    except OSError as error:
+        logger.warning("%s: this file system keeps no locks (%s); start no second run in it", run, error)
 
 
-def file_sha256(path: Path) -> str:
-    """sha256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _closer(file: IO[str]) -> Callable[[], None]:
+    reference = weakref.ref(file)
+
+    def close() -> None:
+        if (held := reference()) is not None:
+            held.close()
+
+    return close
 
 
 def describe_environment() -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,14 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What scans and caches keep goes to a folder of this test run, not to the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CYTODINO_CACHE", str(tmp_path_factory.mktemp("cytodino_cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -19,16 +19,18 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A stage imports only stages before it, or its own.
 STAGES = [
-    {"errors", "taxonomy"},
+    {"errors", "failures", "files", "guards", "page", "taxonomy", "processes"},
     {"recipe", "recipe_checks", "recipe_mistakes"},
     {"data"},
     {"model"},
-    {"backbones", "model_builder"},
+    {"backbones", "lora", "model_builder"},
     {"losses"},
-    {"trainer"},
+    {"checkpoints", "seals", "interruption", "exact_trainer", "guarded_trainer", "sealed_trainer", "trainer"},
     {"evaluation"},
-    {"launch", "run_folder", "planning"},
+    {"launch", "run_folder", "memory", "planning", "recovery"},
+    {"run_records"},
     {"finetune"},
+    {"cli_benchmark"},
     {"cli"},
 ]
 # Imports inside functions that look forward: tables that say what a recipe may name, and the metrics of training.

@@ -6,10 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from cytodino_hf import launch
 from cytodino_hf.errors import CytoDinoError
@@ -111,6 +112,71 @@ def test_free_cores_are_used_unless_the_user_says_otherwise(
     launch.use_free_cores(1000)
     cores = len(os.sched_getaffinity(0))
     assert chosen == ([max(1, cores - 1), 1] if free_cores else [])
+
+
+MULTI_GPU = """\
+compute_environment: LOCAL_MACHINE
+distributed_type: MULTI_GPU
+num_machines: 1
+num_processes: 2
+mixed_precision: 'no'
+"""
+TORCHRUN = ("torchrun", "--standalone", "--nproc-per-node", "2")
+ACCELERATE = ("accelerate", "launch", "--config_file", "multi_gpu.yaml")
+
+
+def start(folder: Path, launcher: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """Start `<launcher> run_finetune.py recipe.json` in a folder, with nothing set that a launcher would set."""
+    (folder / "multi_gpu.yaml").write_text(MULTI_GPU)
+    program = str(Path(sys.executable).with_name(launcher[0]))
+    kept = {
+        k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "RANK", "WORLD_", "LOCAL_"))
+    }
+    return subprocess.run(
+        [program, *launcher[1:], str(ROOT / "run_finetune.py"), "recipe.json"],
+        cwd=folder,
+        env=kept | {"HF_HOME": str(folder / "hf"), "OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture
+def job(tmp_path: Path, make_images: Callable[..., Path], tiny_recipe: Callable[..., dict]) -> Path:
+    """A folder with images and a recipe that writes to `run`."""
+    recipe = tiny_recipe(make_images(tmp_path / "images"), tmp_path / "run")
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    return tmp_path
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")
+@pytest.mark.parametrize(
+    "launcher", [TORCHRUN, pytest.param(ACCELERATE, marks=pytest.mark.slow)], ids=lambda x: x[0]
+)
+def test_two_processes_that_would_train_alone_are_refused_before_anything_is_written(
+    job: Path, launcher: Sequence[str]
+) -> None:
+    done = start(job, launcher)
+    assert done.returncode != 0
+    assert "each would train alone in the same folder" in done.stderr
+    assert "Traceback" not in done.stderr.partition("torch/distributed")[0]
+    assert not (job / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "launcher", [TORCHRUN, pytest.param(ACCELERATE, marks=pytest.mark.slow)], ids=lambda x: x[0]
+)
+def test_two_processes_train_one_model(job: Path, launcher: Sequence[str]) -> None:
+    """They leave one finished RUN, speak with one voice and part without a complaint."""
+    done = start(job, launcher, ACCELERATE_USE_CPU="true")
+    assert done.returncode == 0, done.stderr
+    assert (job / "run" / "report" / "report.html").is_file()
+    assert json.loads((job / "run" / "run.json").read_text())["state"] == "finished"
+    assert done.stdout.count("open ") == 1
+    assert done.stdout.count("precision ") == 1
+    for complaint in ("Traceback", "destroy_process_group", "timeout", "Error"):
+        assert complaint not in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -139,15 +139,14 @@ def test_every_epoch_draws_anew_and_is_logged(trainer: Callable[..., CytoTrainer
         training={"max_steps": -1, "num_train_epochs": 2, "report_to": ["tensorboard"]},
     )
     seen: list[tuple[int, int, int]] = []
-    fetch = run.train_dataset.__class__.__getitem__
+    fetch = run.train_dataset.__class__.__getitems__
 
-    def note(self: CellDataset, key: Any) -> Any:
-        if isinstance(key, tuple):
-            seen.append(key)
-        return fetch(self, key)
+    def note(self: CellDataset, keys: Any) -> Any:
+        seen.extend(key for key in keys if isinstance(key, tuple))
+        return fetch(self, keys)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CellDataset, "__getitem__", note)
+        patch.setattr(CellDataset, "__getitems__", note)
         run.train()
     count = len(run.train_dataset)
     epochs = {e: [k for k in seen if k[1] == e] for e in (0, 1)}
@@ -192,12 +191,18 @@ def test_the_best_checkpoint_is_what_is_left_in_memory(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_torch_compile_trains_and_saves_clean_names(
-    images: Path, tmp_path: Path, tiny_recipe: Callable[..., dict]
+    images: Path,
+    tmp_path: Path,
+    tiny_recipe: Callable[..., dict],
+    precision: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from cytodino_hf.finetune import finetune
     from cytodino_hf.model.modeling_cytodino import CytoDinoForImageClassification
 
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
     document = tiny_recipe(images, tmp_path / "run", training={"torch_compile": True, "max_steps": 2})
     run = finetune(parse_recipe(document, source="test"))
     CytoDinoForImageClassification.from_pretrained(run.path)

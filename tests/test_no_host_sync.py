@@ -1,0 +1,158 @@
+"""Between two logged steps nothing makes the host wait for the device, nor is a tensor made from Python lists."""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import TrainerCallback
+
+from cytodino_hf import finetune as module
+from cytodino_hf.data.loading import load_split
+from cytodino_hf.losses import LOSSES
+from cytodino_hf.recipe import parse_recipe
+from cytodino_hf.run_folder import RunFolder
+from cytodino_hf.trainer import CytoTrainer
+
+# On a GPU each of these waits for the device: a value is read, or a size depends on values.
+WAITS = (
+    "aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::nonzero", "aten::equal",
+    "aten::masked_select", "aten::_unique2", "aten::unique_dim", "aten::repeat_interleave",
+)  # fmt: skip
+# On a GPU a tensor made of Python numbers is copied from pageable memory: the host waits for that too.
+FROM_PYTHON = ("aten::lift_fresh",)
+# Steps watched. The first creates the optimizer's state; an epoch, 5 steps here, begins with a seed drawn on the host.
+FIRST, LAST = 1, 4
+
+
+class Watch(TorchDispatchMode):
+    """Counts the operators that would wait, with the line of ours or of a library that called them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+        self.calls = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function._schema.name
+        self.calls += 1
+        if name in WAITS + FROM_PYTHON or (name == "aten::index" and _by_mask(args)):
+            self.found[f"{name} in {_caller()}"] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def _by_mask(args: Any) -> bool:
+    return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+
+
+def _caller() -> str:
+    frames = [f for f in traceback.extract_stack() if "torch/" not in f.filename and f.filename != __file__]
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}"
+
+
+class Watched(TrainerCallback):
+    """Watches from the end of step FIRST to the end of step LAST: loading, forward, backward, update, bookkeeping."""
+
+    def __init__(self, watch: Any) -> None:
+        self.watch = watch
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == FIRST:
+            self.watch.__enter__()
+        if state.global_step == LAST:
+            self.watch.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory, make_images: Callable[..., Path]) -> Path:
+    return make_images(tmp_path_factory.mktemp("images"), per_class=20)
+
+
+@pytest.fixture
+def trainer_of(images: Path, tmp_path: Path, tiny_recipe: Callable[..., dict]) -> Callable[..., CytoTrainer]:
+    def make(loss: str = "hierarchical_focal", method: str = "lora", **training: Any) -> CytoTrainer:
+        settings = {
+            "max_steps": LAST + 1, "logging_steps": 100, "eval_strategy": "no", "save_strategy": "no",
+            # Reading and stacking pictures is the work of other processes.
+            "dataloader_num_workers": 1, "gradient_accumulation_steps": 2,
+        }  # fmt: skip
+        document = tiny_recipe(
+            images,
+            tmp_path / "run",
+            loss={"name": loss},
+            model={"method": method},
+            training=settings | training,
+        )
+        recipe = parse_recipe(document, source="test")
+        return module._assemble(recipe, load_split(recipe).images, RunFolder(tmp_path / "run"))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("loss", "method"), [("hierarchical_focal", "lora"), *((name, "head") for name in LOSSES)]
+)
+def test_no_step_waits_for_a_value(trainer_of: Callable[..., CytoTrainer], loss: str, method: str) -> None:
+    trainer, watch = trainer_of(loss, method), Watch()
+    trainer.add_callback(Watched(watch))
+    trainer.train()
+    assert watch.calls > 300
+    assert watch.found == {}
+
+
+def test_nor_with_an_optimizer_that_is_not_fused_and_without_clipping(
+    trainer_of: Callable[..., CytoTrainer],
+) -> None:
+    """adamw_torch keeps its step counts on the host; reading them there waits for nothing."""
+    trainer, watch = trainer_of(optim="adamw_torch", max_grad_norm=0), Watch()
+    trainer.add_callback(Watched(watch))
+    trainer.train()
+    assert all("aten::_local_scalar_dense in" in place for place in watch.found), watch.found
+    assert not any("cytodino" in place or "trainer.py" in place for place in watch.found)
+
+
+def test_the_watch_sees_what_it_is_for(trainer_of: Callable[..., CytoTrainer]) -> None:
+    """A loss that reads a value, a mask as index, a tensor from a list: each is found and named by its line."""
+    trainer, watch = trainer_of(), Watch()
+    loss = trainer.loss
+
+    def careless(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        value = loss(logits, labels)
+        if value.item() > 1e9 or len(labels[labels >= 0]) > 99:
+            value = value * torch.tensor([2.0])
+        return value * torch.tensor([1.0])[0]
+
+    trainer.loss = careless  # type: ignore[assignment]
+    trainer.add_callback(Watched(watch))
+    trainer.train()
+    kinds = Counter(place.split(" in ")[0] for place in watch.found.elements())
+    steps = 2 * (LAST - FIRST)
+    assert kinds == {"aten::_local_scalar_dense": steps, "aten::index": steps, "aten::lift_fresh": steps}
+
+
+class WatchGpu:
+    """torch itself raises where the host would wait."""
+
+    def __enter__(self) -> None:
+        torch.cuda.set_sync_debug_mode("error")
+
+    def __exit__(self, *error: Any) -> None:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("loss", LOSSES)
+def test_on_a_gpu_no_step_waits(trainer_of: Callable[..., CytoTrainer], loss: str) -> None:
+    trainer = trainer_of(loss)
+    trainer.add_callback(Watched(WatchGpu()))
+    try:
+        trainer.train()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert trainer.guard.is_deferred
