@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint clean
+.PHONY: help demo test test-slow lint benchmark clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -22,6 +22,19 @@ lint: .venv/.dev  ## Check style and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# IMAGES=folder of class folders measures the data path on real images too; IMAGES_NAME is what RESULTS.md calls them.
+IMAGES_NAME ?= real images
+RECORD = --results RESULTS.md --json runs/benchmarks
+
+benchmark: .venv/.base  ## Measure speed and memory against the published way into RESULTS.md (10 minutes; IMAGES=...).
+	$(BIN)/cytodino benchmark data $(RECORD)/data.json
+ifdef IMAGES
+	$(BIN)/cytodino benchmark data --images $(IMAGES) --images-name "$(IMAGES_NAME)" --no-memory --index-files 0 $(RECORD)/data_real.json
+endif
+	$(BIN)/cytodino benchmark step $(RECORD)/step.json
+	$(BIN)/cytodino benchmark predict $(RECORD)/predict.json
+	$(BIN)/cytodino benchmark startup --rounds 3 $(RECORD)/startup.json
 
 clean:  ## Remove the virtual environment and caches; runs/ stays.
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
