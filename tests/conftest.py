@@ -33,6 +33,17 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", guarded)
 
 
+@pytest.fixture(autouse=True)
+def _environment_as_it_was() -> Iterator[None]:
+    """A command run inside a test sets the precision of its process; the next test must not inherit it."""
+    kept = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    yield
+    if kept is None:
+        os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+    else:
+        os.environ["ACCELERATE_MIXED_PRECISION"] = kept
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What scans and caches keep goes to a folder of this test run, not to the user's."""

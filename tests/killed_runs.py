@@ -141,6 +141,8 @@ def child(job: dict[str, Any], rank: int, port: int) -> None:
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    # Tests started in the background ignore Ctrl+C, and their children would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     code = 0
     try:
         join(rank, job.get("processes", 1), port)

@@ -16,7 +16,7 @@ from cytodino_hf.cli import COMMANDS
 from cytodino_hf.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "recipes/README.md"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "RESULTS.md", "recipes/README.md", "docs/data_policy.md"]
 # Names in the text that a user brings or a run makes.
 OF_THE_USER = (
     "runs/",
@@ -52,18 +52,22 @@ def test_every_command_is_one(
     document: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = shlex.split(command, comments=True)
+    while "=" in words[0]:  # a variable for this command only
+        words = words[1:]
     if words[0] == "make":
         done = subprocess.run(["make", "--dry-run", words[1]], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    elif words[:2] == ["accelerate", "launch"]:
-        assert (ROOT / words[2]).is_file()
+    elif words[:2] == ["accelerate", "launch"] or words[0] == "torchrun":
+        script = next(number for number, word in enumerate(words) if word.endswith(".py"))
+        assert (ROOT / words[script]).is_file()
         make_user_folders(tmp_path)
         monkeypatch.chdir(tmp_path)
-        options = [w for w in words[4:] if w != "--dry-run"]
-        load_recipe(ROOT / words[3], options)
+        options = [w for w in words[script + 2 :] if w != "--dry-run"]
+        load_recipe(ROOT / words[script + 1], options)
     elif words[0] == "cytodino":
         name = tuple(w for w in words[1:3] if not w.startswith("-"))
-        assert name in COMMANDS or name[:1] in COMMANDS
+        groups = {known[:1] for known in COMMANDS if len(known) > 1}
+        assert name in COMMANDS or name[:1] in COMMANDS or name in groups
     elif words[0] == "pip":
         assert all((ROOT / w).exists() for w in words[1:] if w in {"constraints.txt", "."})
     else:
@@ -88,7 +92,9 @@ def test_every_path_exists(document: str) -> None:
 
 
 def made_by_a_run() -> set[str]:
-    return {"config.json", "recipe.json", "environment.json", "split.csv", "run.json"}
+    names = ("config.json", "recipe.json", "environment.json", "split.csv", "run.json")
+    of_some_runs = ("rejected.csv", "near_duplicates.csv", "bad_numbers.json")
+    return {*names, *of_some_runs, *(f"RUN/{name}" for name in (*names, *of_some_runs))}
 
 
 @pytest.fixture(scope="module")
