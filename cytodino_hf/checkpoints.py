@@ -23,7 +23,7 @@ from pathlib import Path
 
 from .errors import FullDiskError
 from .files import push_to_disk
-from .seals import best_step, verify, write_manifest
+from .training.seals import best_step, verify, write_manifest
 
 logger = logging.getLogger(__name__)
 SET_ASIDE = "set-aside"

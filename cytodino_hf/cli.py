@@ -32,11 +32,17 @@ def finetune(
 
     Any key of the recipe can be changed: --section.key VALUE (lists and objects as JSON).
     """
+    from .launch import (
+        apply_accelerate_config,
+        end_with_launcher,
+        speaks,
+        use_free_cores,
+        use_large_pages,
+    )
     from .recipe import load_recipe
 
+    use_large_pages()
     checked = load_recipe(recipe, context.args)
-    from .launch import apply_accelerate_config, end_with_launcher, speaks, use_free_cores
-
     precision = apply_accelerate_config(ACCELERATE_CONFIG)
     if speaks():
         typer.echo(precision)
@@ -96,7 +102,7 @@ def check(
 
     Any key of a recipe's data section can be set: --data.image_folder.table cells.csv, --data.split source.
     """
-    from .data.check import check_image_set, data_section, write_check
+    from .data.inspection.check import check_image_set, data_section, write_check
 
     section, options = data_section(root, source, taxonomy, context.args)
     found = check_image_set(section, options, workers=workers or None)

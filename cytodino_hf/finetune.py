@@ -24,18 +24,18 @@ from .model_builder import (
     merge,
     save_model,
 )
-from .processes import (
+from .recipe import Recipe
+from .recovery import score_through_setbacks, setbacks, train_through_setbacks
+from .run_folder import RunFolder
+from .run_records import augmentation_strip, class_panel, data_record, model_record, training_record
+from .trainer import CytoTrainer, build_trainer, training_arguments
+from .training.processes import (
     first_process_first,
     is_first_process,
     joined_processes,
     meet_again_after_restart,
     on_first_process,
 )
-from .recipe import Recipe
-from .recovery import score_through_setbacks, setbacks, train_through_setbacks
-from .run_folder import RunFolder
-from .run_records import augmentation_strip, class_panel, data_record, model_record, training_record
-from .trainer import CytoTrainer, build_trainer, training_arguments
 
 logger = logging.getLogger(__name__)
 

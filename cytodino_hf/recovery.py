@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import BadNumbersError, CytoDinoError, NotEnoughMemoryError, WorkerKilledError
-from .failures import deaths_noted, drop_frames, halving, named_failure, release_memory
 from .files import write_json
 from .model_builder import save_model
-from .processes import on_first_process
 from .recipe import Recipe
+from .training.failures import deaths_noted, drop_frames, halving, named_failure, release_memory
+from .training.processes import on_first_process
 
 if TYPE_CHECKING:
     from .run_folder import RunFolder

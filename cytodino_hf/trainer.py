@@ -12,10 +12,10 @@ from transformers import EarlyStoppingCallback, TrainingArguments
 
 from .data.dataset import CellDataset, collate
 from .data.samplers import OversamplingSampler
-from .guarded_trainer import GuardedTrainer
 from .lora import merged_for_evaluation
 from .model.image_processing_cytodino import CytoDinoImageProcessor
 from .recipe import Oversampling, Recipe, TrainingSection
+from .training.guarded_trainer import GuardedTrainer
 
 if TYPE_CHECKING:
     from .taxonomy import Taxonomy

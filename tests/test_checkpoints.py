@@ -23,7 +23,7 @@ from cytodino_hf.checkpoints import Checkpoints
 from cytodino_hf.errors import CheckpointError, FullDiskError, RunFolderError
 from cytodino_hf.recipe import parse_recipe
 from cytodino_hf.run_folder import RunFolder
-from cytodino_hf.seals import FORMAT, MANIFEST, verify, write_manifest
+from cytodino_hf.training.seals import FORMAT, MANIFEST, verify, write_manifest
 
 FILES = (
     "model.safetensors",

@@ -19,13 +19,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A stage imports only stages before it, or its own.
 STAGES = [
-    {"errors", "failures", "files", "guards", "page", "taxonomy", "processes"},
+    {"errors", "files", "page", "taxonomy"},
     {"recipe", "recipe_checks", "recipe_mistakes"},
     {"data"},
     {"model"},
     {"backbones", "lora", "model_builder"},
     {"losses"},
-    {"checkpoints", "seals", "interruption", "exact_trainer", "guarded_trainer", "sealed_trainer", "trainer"},
+    {"checkpoints", "training", "trainer"},
     {"evaluation"},
     {"launch", "run_folder", "memory", "planning", "recovery"},
     {"run_records"},

@@ -21,7 +21,7 @@ import pytest
 
 from cytodino_hf.errors import RunFolderError
 from cytodino_hf.run_folder import RunFolder
-from cytodino_hf.seals import best_step, verify
+from cytodino_hf.training.seals import best_step, verify
 
 HELPER = Path(__file__).parent / "killed_runs.py"
 ADAPTER = "adapter/adapter_model.safetensors"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import DataError
-from .near_duplicates import Duplicates
+from .inspection.near_duplicates import Duplicates
 from .samples import CellImages
 from .tables import MAX_NAMED, first_few
 

@@ -12,8 +12,8 @@ from ..errors import DataError
 from ..recipe import DataSection, Recipe
 from ..taxonomy import load_taxonomy
 from .cache import pack_images
+from .inspection.scan import Scan, scan_images
 from .samples import CellImages, RejectedImage
-from .scan import Scan, scan_images
 from .sources import SOURCES
 from .splits import Split, assign_folds
 from .tables import first_few

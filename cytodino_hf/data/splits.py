@@ -15,8 +15,8 @@ import numpy as np
 
 from ..errors import DataError
 from .allotment import draw_folds
+from .inspection.near_duplicates import Duplicates
 from .kept_together import duplicate_notes, refuse_divided_duplicates, united_groups
-from .near_duplicates import Duplicates
 from .samples import FOLDS, CellImages
 from .split_files import read_split_file
 from .tables import first_few

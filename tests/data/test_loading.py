@@ -216,7 +216,7 @@ def test_the_second_start_looks_at_nothing_twice(
     def never(file: str) -> dict[str, Any]:
         raise AssertionError(f"{file} was opened")
 
-    monkeypatch.setattr("cytodino_hf.data.scan.look_at", never)
+    monkeypatch.setattr("cytodino_hf.data.inspection.scan.look_at", never)
     again = loaded(tiny_recipe(clean, tmp_path))
     assert again.images.fingerprint() == first.images.fingerprint()
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cytodino_hf.data.allotment import draw_folds, fold_quotas
-from cytodino_hf.data.near_duplicates import Duplicates, cluster
+from cytodino_hf.data.inspection.near_duplicates import Duplicates, cluster
 from cytodino_hf.data.samples import FOLDS, CellImages, RejectedImage, build_cell_images
 from cytodino_hf.data.sources import mll
 from cytodino_hf.data.splits import Split, assign_folds

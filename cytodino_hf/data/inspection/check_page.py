@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ..page import data_address, render_template
+from ...page import data_address, render_template
+from ..images import read_rgb
+from ..samples import CellImages
 from .check import MEASURES, OUTLIER_DEVIATIONS, SetCheck
-from .images import read_rgb
 from .near_duplicates import LEAST_SIMILARITY, MOST_DIFFERENT_BITS
-from .samples import CellImages
 
 _TILE_PX = 96
 _JPEG_QUALITY = 85

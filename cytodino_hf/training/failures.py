@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .errors import CytoDinoError, NotEnoughMemoryError, WorkerKilledError
+from ..errors import CytoDinoError, NotEnoughMemoryError, WorkerKilledError
 
 T = TypeVar("T")
 

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from cytodino_hf.cli import main
-from cytodino_hf.data.check import SetCheck, check_image_set, data_section, write_check
-from cytodino_hf.data.check_page import render_check
+from cytodino_hf.data.inspection.check import SetCheck, check_image_set, data_section, write_check
+from cytodino_hf.data.inspection.check_page import render_check
 from cytodino_hf.errors import DataError, RecipeError
 
 SCRIPT = "<script>alert(1)<script>.jpg"

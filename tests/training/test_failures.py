@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from cytodino_hf.errors import CytoDinoError, DataError, NotEnoughMemoryError, WorkerKilledError
-from cytodino_hf.failures import deaths_noted, drop_frames, halving, is_out_of_memory, named_failure
+from cytodino_hf.training.failures import deaths_noted, drop_frames, halving, is_out_of_memory, named_failure
 
 TOO_MUCH = 1 << 50  # bytes; more than any address space of today grants
 

@@ -18,7 +18,12 @@ from transformers import TrainerCallback
 from cytodino_hf.errors import BadNumbersError
 from cytodino_hf.evaluation.predictions import predict
 from cytodino_hf.finetune import finetune
-from cytodino_hf.guards import (
+from cytodino_hf.model.image_processing_cytodino import CytoDinoImageProcessor
+from cytodino_hf.model.modeling_cytodino import CytoDinoForImageClassification
+from cytodino_hf.model_builder import WEIGHTS_FILE
+from cytodino_hf.recipe import parse_recipe
+from cytodino_hf.trainer import CytoTrainer
+from cytodino_hf.training.guards import (
     EvaluationGuard,
     NumberGuard,
     bad_gradients,
@@ -26,12 +31,7 @@ from cytodino_hf.guards import (
     clip_gradients,
     suspects_first,
 )
-from cytodino_hf.model.image_processing_cytodino import CytoDinoImageProcessor
-from cytodino_hf.model.modeling_cytodino import CytoDinoForImageClassification
-from cytodino_hf.model_builder import WEIGHTS_FILE
-from cytodino_hf.recipe import parse_recipe
-from cytodino_hf.sealed_trainer import WEIGHTS
-from cytodino_hf.trainer import CytoTrainer
+from cytodino_hf.training.sealed_trainer import WEIGHTS
 
 CPU = torch.device("cpu")
 NAN, INF = float("nan"), float("inf")

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import InterruptedTrainingError
+from ..errors import InterruptedTrainingError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.fft import dctn
 
-from cytodino_hf.data.perceptual_hash import (
+from cytodino_hf.data.inspection.perceptual_hash import (
     HASH_BITS,
     LEAST_DETAIL,
     SYMMETRIES,

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
-from .sources.folders import has_image_suffix
+from ..sources.folders import has_image_suffix
 
 
 def count_ignored(root: Path, known: Collection[str]) -> dict[str, int]:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, set_seed
 
-from .data.samplers import OversamplingSampler
+from ..data.samplers import OversamplingSampler
 
 # Key under which a micro-batch carries how many of the step's images it stands for, as a divisor of its mean loss.
 _DIVISOR = "loss_divisor"

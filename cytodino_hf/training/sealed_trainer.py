@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from transformers.trainer_callback import ExportableState, TrainerControl
 
-from .checkpoints import Checkpoints
-from .errors import CheckpointError
+from ..checkpoints import Checkpoints
+from ..errors import CheckpointError
 from .exact_trainer import ExactTrainer
 from .interruption import Interruption, stop
 from .processes import on_first_process

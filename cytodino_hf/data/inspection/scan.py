@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import DataError
-from .images import read_file, read_rgb_and_notes
+from ...errors import DataError
+from ..images import read_file, read_rgb_and_notes
+from ..parallel import Died, work_through
+from ..samples import CellImages
+from ..stain import MAY_GRUNWALD_GIEMSA, optical_density
+from ..tables import first_few
 from .near_duplicates import Duplicates, find_duplicates
-from .parallel import Died, work_through
 from .perceptual_hash import THUMBNAIL_PX, detail_strength, pack_signs, thumbnail, wave_signs
-from .samples import CellImages
 from .scan_cache import ScanCache
-from .stain import MAY_GRUNWALD_GIEMSA, optical_density
-from .tables import first_few
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -12,8 +12,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError
-from .files import file_sha256, push_to_disk, write_json
+from ..errors import CheckpointError
+from ..files import file_sha256, push_to_disk, write_json
 
 MANIFEST = "manifest.json"
 #: Names the layout of the manifest; another layout gets another name.

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .images import DECODER_VERSION
+from ..images import DECODER_VERSION
+from ..user_cache import user_cache
 from .perceptual_hash import THUMBNAIL_PX
-from .user_cache import user_cache
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -12,7 +12,7 @@ import pytest
 
 from cytodino_hf.data.drawing import draw_cell, slide_look
 from cytodino_hf.data.images import read_rgb
-from cytodino_hf.data.near_duplicates import (
+from cytodino_hf.data.inspection.near_duplicates import (
     LEAST_SIMILARITY,
     MOST_DIFFERENT_BITS,
     Duplicates,
@@ -20,8 +20,8 @@ from cytodino_hf.data.near_duplicates import (
     cluster,
     find_duplicates,
 )
-from cytodino_hf.data.perceptual_hash import detail_strength, pack_signs, thumbnail, wave_signs
-from cytodino_hf.data.scan import scan_images
+from cytodino_hf.data.inspection.perceptual_hash import detail_strength, pack_signs, thumbnail, wave_signs
+from cytodino_hf.data.inspection.scan import scan_images
 from cytodino_hf.data.sources import SOURCES
 from cytodino_hf.taxonomy import MLL
 

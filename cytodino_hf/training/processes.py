@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from .errors import CytoDinoError, OtherProcessError
+from ..errors import CytoDinoError, OtherProcessError
 
 T = TypeVar("T")
 # Waiting for the first process is no fault while it downloads or draws images: only its end should end the wait.

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import BadNumbersError
+from ..errors import BadNumbersError
 
 # Ids and parameters in a message; the file holds all.
 _SHOWN_IDS = 8

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from ..errors import DataError, RecipeError
-from ..page import plain
-from ..recipe import DataSection
-from ..recipe_mistakes import check_model, parse_overrides
+from ...errors import DataError, RecipeError
+from ...page import plain
+from ...recipe import DataSection
+from ...recipe_mistakes import check_model, parse_overrides
+from ..loading import divide, index_images, leave_out_rejected, refuse_too_many_rejected
+from ..samples import CellImages
+from ..sources import SOURCES
 from .ignored_files import count_ignored
-from .loading import divide, index_images, leave_out_rejected, refuse_too_many_rejected
 from .near_duplicates import Duplicates
-from .samples import CellImages
 from .scan import Scan, scan_images
-from .sources import SOURCES
 
 #: What is compared between the images of a class.
 MEASURES = {"brightness": "brightness", "blue": "blue stain", "purple": "purple stain"}
@@ -263,7 +263,7 @@ def write_check(check: SetCheck, folder: Path) -> Path:
     Raises:
         DataError: The folder cannot be written.
     """
-    from ..files import write_json
+    from ...files import write_json
     from .check_page import render_check
 
     page = folder / "data_report.html"
