@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from .training.guarded_trainer import GuardedTrainer
 
 if TYPE_CHECKING:
     from .taxonomy import Taxonomy
+
+logger = logging.getLogger(__name__)
 
 # Keys of the training section that TrainingArguments does not know.
 _OURS = (
@@ -164,7 +167,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     values.setdefault("ddp_find_unused_parameters", False)
     evaluates = recipe.training.eval_strategy != "no"
     metric = recipe.training.metric_for_best_model.removeprefix("eval_")
-    return TrainingArguments(
+    arguments = TrainingArguments(
         **values
         | {
             "remove_unused_columns": False,
@@ -176,6 +179,20 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
             "greater_is_better": metric != "loss" if evaluates else None,
         }
     )
+    return _one_gpu_a_process(arguments)
+
+
+def _one_gpu_a_process(arguments: TrainingArguments) -> TrainingArguments:
+    # Trainer would spread one process over all GPUs it sees (DataParallel) and multiply the batch of the recipe.
+    if arguments.n_gpu > 1:
+        logger.warning(
+            "%d GPUs are here and one process was started: one is used. For all of them: torchrun --standalone "
+            "--nproc-per-node %d run_finetune.py ...",
+            arguments.n_gpu,
+            arguments.n_gpu,
+        )
+        arguments._n_gpu = 1
+    return arguments
 
 
 def make_compute_metrics(taxonomy: Taxonomy, train_labels: list[int]) -> Callable[[Any], dict[str, float]]:

@@ -15,7 +15,7 @@ from cytodino_hf.data.loading import load_split
 from cytodino_hf.losses import LOSSES, build_loss
 from cytodino_hf.model_builder import build_config, build_model, build_processor
 from cytodino_hf.recipe import Recipe, parse_recipe
-from cytodino_hf.trainer import CytoTrainer, build_trainer, parameter_groups
+from cytodino_hf.trainer import CytoTrainer, _one_gpu_a_process, build_trainer, parameter_groups
 
 
 @pytest.fixture(scope="module")
@@ -206,3 +206,14 @@ def test_torch_compile_trains_and_saves_clean_names(
     document = tiny_recipe(images, tmp_path / "run", training={"torch_compile": True, "max_steps": 2})
     run = finetune(parse_recipe(document, source="test"))
     CytoDinoForImageClassification.from_pretrained(run.path)
+
+
+def test_one_process_uses_one_gpu(
+    trainer: Callable[..., CytoTrainer], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Trainer would wrap the model in DataParallel and take the recipe's batch times the GPUs."""
+    arguments = trainer().args
+    size = arguments.train_batch_size
+    arguments._n_gpu = 4
+    assert _one_gpu_a_process(arguments).train_batch_size == size
+    assert "torchrun --standalone --nproc-per-node 4" in caplog.text

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cytodino_hf.data.inspection import scan as scan_module
 from cytodino_hf.data.images import read_rgb
+from cytodino_hf.data.inspection import scan as scan_module
 from cytodino_hf.data.inspection.scan import Scan, look_at, scan_images
 from cytodino_hf.data.samples import CellImages, build_cell_images
 from cytodino_hf.data.stain import MAY_GRUNWALD_GIEMSA
