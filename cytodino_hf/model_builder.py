@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from .backbones import explained, hub_arguments, keep_base, quiet, read_backbone_config
-from .errors import BackboneUnavailableError
+from .lora import add_lora, first_block, share_casts
 from .model.configuration_cytodino import CytoDinoConfig
 from .model.image_processing_cytodino import CytoDinoImageProcessor
 from .model.modeling_cytodino import CytoDinoForImageClassification
@@ -77,10 +77,12 @@ def build_config(recipe: Recipe, taxonomy: Taxonomy) -> CytoDinoConfig:
     """Configuration of the model; of the backbone only its configuration is read.
 
     Raises:
-        BackboneUnavailableError: The backbone's configuration cannot be had.
+        BackboneUnavailableError: The backbone's configuration cannot be had, or it has fewer blocks than
+            `model.lora_last_blocks`.
     """
     model = recipe.model
     backbone, commit = read_backbone_config(recipe)
+    first_block(backbone, model.lora_last_blocks)  # refuse before any weight is loaded
     on_hub = model.backbone is not None and not Path(model.backbone).is_dir()
     return CytoDinoConfig(
         backbone_config=backbone,
@@ -153,6 +155,7 @@ def build_on_meta(recipe: Recipe, config: CytoDinoConfig) -> nn.Module:
 
 def prepare_for_training(model: CytoDinoForImageClassification, section: ModelSection) -> nn.Module:
     """Freeze what `section.method` freezes and add LoRA where it asks for it."""
+    share_casts(model.backbone)
     if section.method == "full":
         model.backbone.embeddings.mask_token.requires_grad_(False)  # only pretraining masks patches
         return model
@@ -161,42 +164,12 @@ def prepare_for_training(model: CytoDinoForImageClassification, section: ModelSe
     norms = [name for name, module in model.backbone.named_modules() if isinstance(module, nn.LayerNorm)]
     biases = [name for name, _ in model.backbone.named_parameters() if name.endswith("bias")]
     if section.method == "lora":
-        return _add_lora(model, section, norms)
+        return add_lora(model, section, norms)
     for name, parameter in model.backbone.named_parameters():
         in_norm = name.rpartition(".")[0] in norms
         if (section.train_norms and in_norm) or (section.train_biases and name in biases):
             parameter.requires_grad_(True)
     return model
-
-
-def _add_lora(model: CytoDinoForImageClassification, section: ModelSection, norms: list[str]) -> nn.Module:
-    from peft import LoraConfig, get_peft_model
-
-    linear = sorted(
-        {name.rpartition(".")[2] for name, m in model.backbone.named_modules() if isinstance(m, nn.Linear)}
-    )
-    targets = linear if section.lora_targets == "all-linear" else list(section.lora_targets)
-    if unknown := [name for name in targets if name not in linear]:
-        raise BackboneUnavailableError(
-            f"model.lora_targets: this backbone has no linear layer {', '.join(unknown)}; it has {', '.join(linear)}"
-        )
-    kept = ["head", *(f"backbone.{name}" for name in norms)] if section.train_norms else ["head"]
-    peft_model = get_peft_model(
-        model,
-        LoraConfig(
-            r=section.lora_rank,
-            lora_alpha=section.lora_alpha,  # type: ignore[arg-type]
-            lora_dropout=section.lora_dropout,
-            target_modules=rf"backbone\..*\.({'|'.join(map(re.escape, targets))})",
-            modules_to_save=kept,
-            bias="all" if section.train_biases else "none",
-        ),
-    )
-    for name, parameter in peft_model.named_parameters():
-        # bias="all" also unfreezes the untouched copies peft keeps of the head and the norms.
-        if "original_module" in name:
-            parameter.requires_grad_(False)
-    return peft_model
 
 
 def count_parameters(model: nn.Module) -> ParameterCounts:

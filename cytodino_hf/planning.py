@@ -6,40 +6,17 @@ import json
 import math
 import os
 from collections import Counter
-from dataclasses import dataclass
-
-import torch
-from torch import nn
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from .data.samples import FOLDS
 from .data.splits import Split
+from .memory import Memory, estimate_memory
 from .model_builder import ParameterCounts, build_config, build_on_meta, count_parameters
 from .recipe import Recipe
 
-# Bytes of a float32 weight, its gradient, and Adam's two moments.
-_WEIGHT, _GRADIENT, _MOMENTS = 4, 4, 8
-# Share of activation memory that stays under bf16 autocast: 92 of 133 MiB a picture, ViT-S with LoRA 64 at 256 px.
-_AUTOCAST_SHARE = 0.7
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Estimated memory of one training process, bytes.
-
-    Args:
-        weights: All parameters, float32.
-        gradients_and_moments: Of the parameters that train.
-        activations: Saved for the backward pass of one micro-batch.
-    """
-
-    weights: int
-    gradients_and_moments: int
-    activations: int
-
-    @property
-    def total(self) -> int:
-        """The sum; what the runtime itself takes (about 1 GiB on a GPU) comes on top."""
-        return self.weights + self.gradients_and_moments + self.activations
+if TYPE_CHECKING:
+    from .model.configuration_cytodino import CytoDinoConfig
 
 
 @dataclass(frozen=True)
@@ -52,6 +29,7 @@ class Plan:
     images_per_epoch: int
     steps: int
     memory: Memory
+    remedies: tuple[str, ...] = ()
 
     def to_text(self) -> str:
         """The plan for a terminal."""
@@ -76,8 +54,7 @@ class Plan:
                 f"  trainable {p.trainable:>13,}  ({p.trainable / p.total:.1%})",
                 "",
                 f"steps   {self.steps:,} optimizer steps, {self.images_per_epoch:,} images an epoch",
-                f"memory  {_gib(m.total)} = weights {_gib(m.weights)}, gradients and moments "
-                f"{_gib(m.gradients_and_moments)}, activations {_gib(m.activations)} (estimated, one process)",
+                *_memory_lines(m, self.remedies),
                 "nothing was trained (dry run)",
             ]
         )
@@ -90,7 +67,7 @@ def make_plan(recipe: Recipe, split: Split) -> Plan:
         BackboneUnavailableError: That configuration cannot be had.
     """
     config = build_config(recipe, split.images.taxonomy)
-    model = build_on_meta(recipe, config)
+    counts, memory = count_parameters(build_on_meta(recipe, config)), _estimate(recipe, config)
     training = recipe.training
     train_images = sum(fold == "train" for fold in split.images.folds)
     images_per_epoch = round(train_images * recipe.data.oversampling.multiplier)
@@ -100,67 +77,78 @@ def make_plan(recipe: Recipe, split: Split) -> Plan:
     return Plan(
         recipe=recipe,
         split=split,
-        parameters=count_parameters(model),
+        parameters=counts,
         images_per_epoch=images_per_epoch,
         steps=training.max_steps
         if training.max_steps > 0
         else math.ceil(steps_per_epoch * training.num_train_epochs),
-        memory=estimate_memory(
-            model,
-            image_size_px=recipe.data.image_size_px,
-            batch_size=training.per_device_train_batch_size,
-            autocast=os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no",
-            checkpointing=bool((training.model_extra or {}).get("activation_checkpointing")),
-        ),
+        memory=memory,
+        remedies=_remedies(recipe, config, memory),
     )
 
 
-def estimate_memory(
-    model: nn.Module, *, image_size_px: int, batch_size: int, autocast: bool, checkpointing: bool = False
-) -> Memory:
-    """Estimate the memory of a training step from a model on the meta device.
+def _memory_lines(memory: Memory, remedies: tuple[str, ...]) -> list[str]:
+    verdict = "fits" if memory.fits_card else "does NOT fit"
+    return [
+        f"memory  {_gib(memory.on_gpu)} on a GPU (estimated peak of one process, computing in "
+        f"{'bf16' if _autocasts() else 'float32'}): {verdict} a 16 GB card",
+        f"        {_gib(memory.on_cpu)} on a CPU, without the processes that read images",
+        f"        of it weights {_gib(memory.weights)}, gradients and moments "
+        f"{_gib(memory.gradients_and_moments)}, activations and temporaries {_gib(memory.activations)} "
+        f"(in an evaluation {_gib(memory.evaluation)}); the rest is the runtime and what allocators leave unused",
+        *(f"        change one: {remedy}" for remedy in remedies),
+    ]
 
-    Activations are counted exactly as autograd would hold them (`saved_tensors_hooks`), for two batch sizes, so that
-    what does not grow with the batch is told apart.
 
-    Args:
-        model: On the meta device, in training mode.
-        image_size_px: Side of the pictures.
-        batch_size: Pictures of one micro-batch.
-        autocast: Computation in bf16.
-        checkpointing: Activations of the backbone are computed again instead of kept.
-    """
-    if checkpointing:
-        model.gradient_checkpointing_enable()  # type: ignore[operator]
-        model.train()
-    one, three = (_saved_bytes(model, image_size_px, count) for count in (1, 3))
-    each = (three - one) / 2
-    activations = (one - each) + each * batch_size
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Memory(
-        weights=_WEIGHT * sum(p.numel() for p in model.parameters()),
-        gradients_and_moments=(_GRADIENT + _MOMENTS) * trainable,
-        activations=int(activations * (_AUTOCAST_SHARE if autocast else 1)),
+def _estimate(recipe: Recipe, config: CytoDinoConfig) -> Memory:
+    training = recipe.training
+    return estimate_memory(
+        build_on_meta(recipe, config),
+        image_size_px=recipe.data.image_size_px,
+        batch_size=training.per_device_train_batch_size,
+        eval_batch_size=training.per_device_eval_batch_size,
+        accumulates=training.gradient_accumulation_steps > 1,
+        autocast=_autocasts(),
+        checkpointing=bool((training.model_extra or {}).get("activation_checkpointing")),
+        runtime=_runtime(),
     )
 
 
-def _saved_bytes(model: nn.Module, image_size_px: int, batch_size: int) -> int:
-    weights = {p.untyped_storage()._cdata for p in model.parameters()}
-    kept: dict[int, torch.Tensor] = {}
+def _autocasts() -> bool:
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no"
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()._cdata
-        if storage not in weights:
-            kept.setdefault(storage, tensor)  # held, so that no storage is counted under a reused address
-        return tensor
 
-    pixels = torch.zeros(batch_size, 3, image_size_px, image_size_px, device="meta")
-    # The device context covers tables the model makes on the way, such as its position coordinates.
-    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        outputs = model(pixel_values=pixels)
-        total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-        del outputs
-    return total
+def _runtime() -> int:
+    import psutil
+
+    from . import trainer  # noqa: F401 - a training process holds what this brings
+
+    held: int = psutil.Process().memory_info().rss
+    return held
+
+
+def _remedies(recipe: Recipe, config: CytoDinoConfig, memory: Memory) -> tuple[str, ...]:
+    """What to change where a 16 GB card does not suffice; the first of each kind that does."""
+    if memory.fits_card:
+        return ()
+    found = []
+    size, steps = recipe.training.per_device_train_batch_size, recipe.training.gradient_accumulation_steps
+    while size % 2 == 0:
+        size, steps = size // 2, steps * 2
+        smaller = _changed(recipe, per_device_train_batch_size=size, gradient_accumulation_steps=steps)
+        if (tried := _estimate(smaller, config)).fits_card:
+            keys = f"--training.per_device_train_batch_size {size} --training.gradient_accumulation_steps {steps}"
+            found.append(f"{keys}  ({_gib(tried.on_gpu)}, same effective batch)")
+            break
+    if not (recipe.training.model_extra or {}).get("activation_checkpointing"):
+        tried = _estimate(_changed(recipe, activation_checkpointing=True), config)
+        if tried.fits_card:
+            found.append(f"--training.activation_checkpointing true  ({_gib(tried.on_gpu)}, slower by half)")
+    return tuple(found) or ("a smaller backbone, data.image_size_px or training.per_device_eval_batch_size",)
+
+
+def _changed(recipe: Recipe, **training: Any) -> Recipe:
+    return replace(recipe, training=recipe.training.model_copy(update=training))
 
 
 def _count_table(split: Split) -> list[str]:

@@ -6,13 +6,14 @@ are those of Okabe and Ito, told apart by colour-blind readers; a second sign (s
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+from ..page import data_address
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -228,7 +229,7 @@ def figure_to_data_uri(figure: Figure, format: Literal["svg", "png"] = "svg") ->
 def bytes_to_data_uri(content: bytes, format: Literal["svg", "png"]) -> str:
     """Rendered bytes as a `data:` address."""
     kind = {"svg": "image/svg+xml", "png": "image/png"}[format]
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+    return data_address(content, kind)
 
 
 def _line(axes: Axes, values: np.ndarray, colour: str, label: str) -> None:

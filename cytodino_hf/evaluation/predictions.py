@@ -8,16 +8,19 @@ metadata. Embeddings go into a sibling file by id.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from ..errors import DataError
 
 if TYPE_CHECKING:
+    import torch
+
     from ..data.samples import CellImages
     from ..model.image_processing_cytodino import CytoDinoImageProcessor
     from ..model.modeling_cytodino import CytoDinoForImageClassification
@@ -181,6 +184,34 @@ def read_embeddings(path: str | Path) -> tuple[list[str], np.ndarray]:
     return table["id"], np.array(table["embedding"], dtype=np.float32)
 
 
+@contextmanager
+def computing_in(
+    model: CytoDinoForImageClassification, precision: Literal["float32", "bfloat16"]
+) -> Iterator[torch.dtype]:
+    """Compute in float32, or with the backbone's weights in bfloat16 for a while; yields the type of the pictures.
+
+    Afterwards the very same weights are back. The head, a small part of the work, stays in float32: its answers are
+    what is ranked and calibrated.
+    """
+    import torch
+
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+    originals = [(p, p.data) for p in model.backbone.parameters()]
+    cudnn = torch.backends.cudnn
+    # cuDNN would compute the patch embedding in TF32, with 10 bits of mantissa.
+    exact = cudnn.flags(
+        cudnn.enabled, cudnn.benchmark, cudnn.benchmark_limit, cudnn.deterministic, allow_tf32=False
+    )
+    try:
+        for parameter, original in originals:
+            parameter.data = original.to(dtype)
+        with exact:
+            yield dtype
+    finally:
+        for parameter, original in originals:
+            parameter.data = original
+
+
 def predict(
     model: CytoDinoForImageClassification,
     processor: CytoDinoImageProcessor,
@@ -189,8 +220,9 @@ def predict(
     model_revision: str,
     batch_size: int = 32,
     workers: int = 0,
+    precision: Literal["float32", "bfloat16"] = "float32",
 ) -> tuple[Predictions, np.ndarray]:
-    """Score images with the picture and the numbers `pipeline()` would use: no variation, float32, LoRA merged.
+    """Score images with the pictures `pipeline()` would use: no variation, LoRA merged.
 
     Args:
         model: In eval mode, on the device to compute on.
@@ -199,41 +231,47 @@ def predict(
         model_revision: Written into every row.
         batch_size: Pictures at once.
         workers: Processes that read pictures.
+        precision: Of the backbone's weights and of what it computes; the head always computes in float32. float32 is
+            exact float32 on a GPU too (no TF32).
 
     Returns:
         The predictions, and the head's embeddings, float32 (images, width).
 
     Raises:
         DataError: A picture cannot be read (names it), or there is none.
+        BadNumbersError: The model's answer to a picture is not finite; names it.
     """
     import torch
     from torch.utils.data import DataLoader
     from tqdm.auto import tqdm
 
     from ..data.dataset import CellDataset, collate
+    from ..training.guards import refuse_bad_logits
 
     if not images.labels:
         raise DataError("no images to score")
     loader = DataLoader(CellDataset(images, processor), batch_size, num_workers=workers, collate_fn=collate)
     logits, embeddings = [], []
-    with torch.inference_mode(), tqdm(total=len(images.labels), desc="scoring", unit="image") as progress:
+    progress = tqdm(total=len(images.labels), desc="scoring", unit="image")
+    with computing_in(model, precision) as dtype, torch.inference_mode(), progress:
         for batch in loader:
             pixels = processor.normalize_batch(batch["pixel_values"].to(model.device))
-            output = model(pixel_values=pixels)
+            output = model(pixel_values=pixels.to(dtype))
             logits.append(output.logits.float().cpu().numpy())
             embeddings.append(output.embedding.float().cpu().numpy())
             progress.update(len(pixels))
-    rows = images.dataset
     predictions = Predictions(
-        ids=list(rows["id"]),
-        paths=list(rows["path"]),
-        sources=list(rows["source"]),
-        groups=list(rows["group"]),
-        folds=list(rows["fold"]),
+        ids=images.column("id"),
+        paths=images.column("path"),
+        sources=images.column("source"),
+        groups=images.column("group"),
+        folds=images.folds,
         labels=np.asarray(images.labels, dtype=np.int64),
         logits=np.concatenate(logits),
         classes=images.taxonomy.codes,
         model_revision=model_revision,
         group_kind=images.group_kind,
     )
+    if bad := [predictions.ids[row] for row in np.flatnonzero(~np.isfinite(predictions.logits).all(axis=1))]:
+        refuse_bad_logits("scoring", bad)
     return predictions, np.concatenate(embeddings)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..page import plain, render_template
 from ..taxonomy import Taxonomy
 from .fold_report import fold_section
 from .panels import draw_augmentation_strip, draw_class_panel
@@ -50,7 +50,8 @@ class ReportContext:
         data: `source`, `attribution`, `is_drawn`, `counts` (fold -> class code -> images), `promise` (of the
             split), `group_kind`, `rejected` (list of `{"path", "reason"}`), `notes` (list of sentences).
         training: `steps`, `epochs`, `best_step`, `best_metric` (`{"name", "value"}`), `seconds`,
-            `log_history`; other entries are listed beside them.
+            `log_history`, `setbacks` (sentences), `set_aside` (checkpoints not used: `{"name", "reason",
+            "moved_to"}`); other entries are listed beside them.
         taxonomy: The classes, in label order.
         train_classes: Codes of the classes with an image in the training fold.
         model: What is known of the model (parameters per part, revision); may be nested.
@@ -105,7 +106,7 @@ def build_report(
         )
         for fold in folds
     }
-    return _plain(
+    return plain(
         {
             "title": context.title,
             "is_drawn": bool(data.get("is_drawn")),
@@ -162,15 +163,9 @@ def render_page(report: Mapping[str, Any], figures: Mapping[str, str]) -> str:
         report: Content of `report.json`.
         figures: Figure name -> `data:` address.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(flat=_flat, show=_show, duration=_duration)
-    source = Path(__file__).with_name("report_template.html").read_text(encoding="utf-8")
-    return environment.from_string(source).render(
-        report=report, figures=figures, scored=_scored_folds(report)
+    template = Path(__file__).with_name("report_template.html")
+    return render_template(
+        template, {"duration": _duration}, report=report, figures=figures, scored=_scored_folds(report)
     )
 
 
@@ -247,43 +242,6 @@ def _class_f1_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         np.array([row["images"] for row in rows]),
         np.array([row["is_critical"] for row in rows]),
     )
-
-
-def _plain(value: Any) -> Any:
-    """The value as JSON knows it: numpy and paths turned into plain values, what is not finite into null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, set | frozenset):
-        return sorted((_plain(entry) for entry in value), key=str)
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested entries as (dotted name, value), for tables."""
-    rows: list[tuple[str, Any]] = []
-    for key, entry in value.items():
-        if isinstance(entry, Mapping) and entry:
-            rows += _flat(entry, f"{prefix}{key}.")
-        else:
-            rows.append((f"{prefix}{key}", entry))
-    return rows
-
-
-def _show(value: Any) -> str:
-    """One value of a recipe or environment as a person writes it."""
-    if value is None or isinstance(value, bool):
-        return {None: "-", True: "yes", False: "no"}[value]
-    if isinstance(value, int):
-        return f"{value:,}" if abs(value) >= 10_000 else str(value)
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _duration(seconds: float) -> str:

@@ -115,12 +115,15 @@ def metric_intervals(
     plain_over_images = draws_differ and support[small].sum() <= SMALL_CLASS_SHARE * n
     plain_over_classes = draws_differ and not small_counted.any()
     tail = (1 - level) / 2
-    plain = _draw_metrics(matrix, matrix, counted, draws, seed)
-    smoothed = _draw_metrics(matrix, smoothed_rows(matrix), counted, draws, seed)
+    over_images = {name for name in METRICS if name == "accuracy" or name.startswith("weighted_")}
+    is_plain = {name: plain_over_images if name in over_images else plain_over_classes for name in METRICS}
+    # Drawing is what takes the time: only what some metric uses.
+    plain = _draw_metrics(matrix, matrix, counted, draws, seed) if any(is_plain.values()) else {}
+    rows = smoothed_rows(matrix)
+    smoothed = {} if all(is_plain.values()) else _draw_metrics(matrix, rows, counted, draws, seed)
     intervals = {}
     for name in METRICS:
-        is_over_images = name == "accuracy" or name.startswith("weighted_")
-        if plain_over_images if is_over_images else plain_over_classes:
+        if is_plain[name]:
             low, high = (float(np.quantile(plain[name], q)) for q in (tail, 1 - tail))
             intervals[name] = Interval(float(values[name]), low, high, PERCENTILE, n)
         else:

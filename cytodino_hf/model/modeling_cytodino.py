@@ -210,7 +210,9 @@ class CytoDinoForImageClassification(CytoDinoPreTrainedModel):
         """
         kwargs.pop("return_dict", None)
         outputs = self.backbone(pixel_values, **kwargs)
-        logits, embedding = self.head(outputs.last_hidden_state)
+        # A backbone in bfloat16 may stand before a head in float32.
+        tokens = outputs.last_hidden_state.to(next(self.head.parameters()).dtype)
+        logits, embedding = self.head(tokens)
         loss = F.cross_entropy(logits.float(), labels) if labels is not None else None
         return CytoDinoOutput(
             loss=loss,

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from cytodino_hf.data.dataset import CellDataset
+from cytodino_hf.data.samples import CellImages
+from cytodino_hf.data.sources import SOURCES
 from cytodino_hf.errors import DataError
-from cytodino_hf.evaluation.predictions import Predictions, read_embeddings, write_embeddings
+from cytodino_hf.evaluation.predictions import Predictions, predict, read_embeddings, write_embeddings
+from cytodino_hf.model.configuration_cytodino import CytoDinoConfig
+from cytodino_hf.model.image_processing_cytodino import CytoDinoImageProcessor
+from cytodino_hf.model.modeling_cytodino import CytoDinoForImageClassification
+from cytodino_hf.taxonomy import MLL
 
 COLUMNS = [
     "id",
@@ -110,3 +120,50 @@ def test_embeddings_round_trip(tmp_path: Path) -> None:
     ids, back = read_embeddings(tmp_path / "new" / "embeddings.parquet")
     assert ids == ["a", "b", "c"]
     np.testing.assert_array_equal(back, values)
+
+
+def tiny_model() -> CytoDinoForImageClassification:
+    backbone = {
+        "model_type": "dinov3_vit", "patch_size": 8, "image_size": 32, "hidden_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "intermediate_size": 64,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    config = CytoDinoConfig(
+        backbone_config=backbone, id2label={0: "BLA", 1: "LYT", 2: "NGS"}, decoder_layers=1, decoder_heads=2
+    )
+    return CytoDinoForImageClassification(config).eval()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_precision_is_that_of_the_backbone_for_a_while(
+    precision: Literal["float32", "bfloat16"], tmp_path: Path, make_images: Callable[..., Path]
+) -> None:
+    """Against the model called by hand, and against float32; afterwards the very same weights are back."""
+    images = load_images(make_images(tmp_path / "images", per_class=5))
+    model, processor = tiny_model(), CytoDinoImageProcessor(size={"height": 32, "width": 32})
+    before = {n: (p.data_ptr(), p.detach().clone()) for n, p in model.named_parameters()}
+    dtypes: set[torch.dtype] = set()
+    model.backbone.register_forward_hook(lambda m, i, output: dtypes.add(output.last_hidden_state.dtype))
+    model.head.register_forward_hook(lambda m, i, output: dtypes.add(output[0].dtype))
+    allowed = torch.backends.cudnn.allow_tf32
+    scored, embeddings = predict(
+        model, processor, images, model_revision="r", batch_size=4, precision=precision
+    )
+    assert dtypes == {torch.float32, getattr(torch, precision)}
+    assert torch.backends.cudnn.allow_tf32 == allowed
+    for name, parameter in model.named_parameters():
+        assert parameter.data_ptr() == before[name][0]
+        assert torch.equal(parameter, before[name][1])
+    pictures = [CellDataset(images, processor).pixels(row) for row in range(len(images.labels))]
+    with torch.no_grad():
+        wanted = model(processor(pictures, return_tensors="pt")["pixel_values"])
+    tolerance = 1e-5 if precision == "float32" else 0.05
+    np.testing.assert_allclose(scored.logits, wanted.logits, atol=tolerance)
+    np.testing.assert_allclose(embeddings, wanted.embedding, atol=10 * tolerance)
+    assert scored.ids == images.column("id")
+    assert scored.folds == images.folds
+
+
+def load_images(root: Path) -> CellImages:
+    spec = SOURCES["image_folder"]
+    return spec.load(root, MLL, spec.options())
