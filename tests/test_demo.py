@@ -1,4 +1,4 @@
-"""The main job as a user starts it, on drawn and on real cells. Slow: minutes of training each."""
+"""The main job as a user starts it, on drawn and on real cells. Whole runs are slow: minutes of training each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.slow
 
 
 def launch(out: Path, home: Path, *options: str) -> tuple[dict, float]:
@@ -31,6 +30,18 @@ def launch(out: Path, home: Path, *options: str) -> tuple[dict, float]:
     return json.loads((out / "report" / "report.json").read_text()), seconds
 
 
+def test_the_first_steps(tmp_path: Path) -> None:
+    """The model and the data of the demo itself, from the literal command to the report, but two steps only."""
+    report, _ = launch(
+        tmp_path / "run", tmp_path, "--data.synthetic.cells", "420", "--training.max_steps", "2",
+        "--training.eval_steps", "2", "--training.save_steps", "2",
+    )  # fmt: skip
+    assert report["is_drawn"]
+    assert report["training"]["steps"] == 2
+    assert report["data"]["rejected"] == []
+
+
+@pytest.mark.slow
 def test_drawn_cells_are_told_apart(tmp_path: Path) -> None:
     report, seconds = launch(tmp_path / "run", tmp_path)
     assert report["is_drawn"]
@@ -41,6 +52,7 @@ def test_drawn_cells_are_told_apart(tmp_path: Path) -> None:
     assert seconds < 6 * 60
 
 
+@pytest.mark.slow
 def test_real_cells_by_the_same_recipe(tmp_path: Path, real_data: Path) -> None:
     mll7 = real_data / "mll7"
     report, seconds = launch(

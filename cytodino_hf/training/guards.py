@@ -277,6 +277,8 @@ def bad_gradients(model: nn.Module) -> list[str]:
 
 
 def _not_finite(tensors: list[tuple[str, Tensor]]) -> list[str]:
+    # A backbone without register tokens has an empty parameter for them, and nothing has no largest magnitude.
+    tensors = [(name, tensor) for name, tensor in tensors if tensor.numel()]
     if not tensors:
         return []
     # The largest magnitude is not finite where any entry is not.

@@ -169,6 +169,9 @@ def test_bad_weights_are_neither_trained_on_nor_saved(model: nn.Linear) -> None:
         begun(model, torch.optim.SGD(model.parameters(), 0.1))
     model.weight.requires_grad_(False)
     assert bad_weights(model) == ["bias"]
+    # A backbone without register tokens has an empty parameter.
+    model.tokens = nn.Parameter(torch.empty(1, 0, 4))
+    assert bad_weights(model) == ["bias"]
 
 
 def test_an_evaluation_names_the_images_without_a_finite_answer() -> None:
