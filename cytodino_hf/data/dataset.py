@@ -22,7 +22,7 @@ SampleKey = tuple[int, int, int]
 
 
 # Pictures worked on at once: few enough that the core's own cache and the memory just freed serve all of them.
-_AT_ONCE = 8
+_AT_ONCE = 4
 # Just below the largest block that glibc learns from (32 MiB).
 _LARGEST_KEPT_BLOCK = 31 << 20
 
@@ -67,7 +67,7 @@ class CellDataset(Dataset[dict[str, Any]]):
 
     def original(self, row: int) -> np.ndarray:
         """The picture as it is in the file, uint8 (height, width, 3), writable."""
-        return np.require(self._pictures[row], requirements=["W"])
+        return np.require(self._pictures.read(row), requirements=["W"])
 
     def pixels(self, key: int | SampleKey) -> np.ndarray:
         """The picture, uint8 (height, width, 3); perhaps not writable.
@@ -75,7 +75,7 @@ class CellDataset(Dataset[dict[str, Any]]):
         Raises:
             DataError: The file cannot be read; names it.
         """
-        return self._laid_out(self._pictures[_row(key)], key)
+        return self._laid_out(self._pictures.read(_row(key)), key)
 
     def _laid_out(self, picture: np.ndarray, key: int | SampleKey) -> np.ndarray:
         picture = self.processor.hide_center(picture)
@@ -92,22 +92,43 @@ class CellDataset(Dataset[dict[str, Any]]):
         """A whole batch at once, as `collate` makes it of single items; DataLoader asks for it."""
         _keep_to_one_core()
         _keep_freed_memory()
+        assert keys, "a batch of no images"
         rows = [_row(key) for key in keys]
-        pixels: np.ndarray | None = None
+        pictures = [self._pictures.read(rows[0])]
+        pixels = np.empty((len(keys), *self.processor.size_after(pictures[0]), 3), np.uint8)
+        pile = np.empty((_AT_ONCE, *pictures[0].shape), np.uint8)
         for start in range(0, len(keys), _AT_ONCE):
-            part = self._pixels_of_some(keys[start : start + _AT_ONCE])
-            if pixels is None:
-                pixels = np.empty((len(keys), *part.shape[1:]), np.uint8)
-            pixels[start : start + len(part)] = part
-        assert pixels is not None, "a batch of no images"
+            some = slice(start, start + _AT_ONCE)
+            for row in rows[some][len(pictures) :]:
+                pictures.append(self._pictures.read(row, pile[len(pictures)]))
+            self._fill(pixels[some], pictures, keys[some], pile)
+            pictures = []
         return _batch(pixels, self._label_of_row[rows], np.asarray(rows))
 
-    def _pixels_of_some(self, keys: Sequence[int | SampleKey]) -> np.ndarray:
-        """Read all, then work on all: a decoder between the other steps slows both."""
-        pictures = [self._pictures[_row(key)] for key in keys]
-        if self.augmentation is None or all(isinstance(key, int) for key in keys):
-            return self.processor.crop_and_resize_batch([self.processor.hide_center(p) for p in pictures])
-        return np.stack([self._laid_out(p, key) for p, key in zip(pictures, keys, strict=True)])
+    def _fill(
+        self,
+        pixels: np.ndarray,
+        pictures: list[np.ndarray],
+        keys: Sequence[int | SampleKey],
+        pile: np.ndarray,
+    ) -> None:
+        """Work on pictures that are read already: a decoder between the other steps slows both."""
+        if self.augmentation is not None and not all(isinstance(key, int) for key in keys):
+            for place, (picture, key) in enumerate(zip(pictures, keys, strict=True)):
+                pixels[place] = self._laid_out(picture, key)
+            return
+        pictures = [self.processor.hide_center(picture) for picture in pictures]
+        self.processor.crop_and_resize_batch(_piled(pictures, pile), pixels)
+
+
+def _piled(pictures: list[np.ndarray], pile: np.ndarray) -> np.ndarray | list[np.ndarray]:
+    """Pictures of one size as one array, without a copy of those that were decoded into their place."""
+    if any(picture.shape != pile.shape[1:] for picture in pictures):
+        return pictures
+    for picture, place in zip(pictures, pile, strict=False):
+        if not np.may_share_memory(picture, place):
+            place[...] = picture
+    return pile[: len(pictures)]
 
 
 def _row(key: int | SampleKey) -> int:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class Pictures(Protocol):
     """Pictures of the rows of a data set."""
 
-    def __getitem__(self, row: int) -> np.ndarray:
-        """uint8 RGB (height, width, 3); perhaps not writable."""
+    def read(self, row: int, buffer: np.ndarray | None = None) -> np.ndarray:
+        """uint8 RGB (height, width, 3); perhaps not writable, perhaps a view of `buffer` (see `images.read_rgb`)."""
         ...
 
 
@@ -38,8 +38,9 @@ class FilePictures:
     root: Path
     paths: pa.Array
 
-    def __getitem__(self, row: int) -> np.ndarray:
-        return read_rgb(f"{self.root}/{self.paths[row].as_py()}")
+    def read(self, row: int, buffer: np.ndarray | None = None) -> np.ndarray:
+        """One picture; see `Pictures`."""
+        return read_rgb(f"{self.root}/{self.paths[row].as_py()}", buffer)
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,9 @@ class PackedPictures:
     pack: Pack
     places: np.ndarray
 
-    def __getitem__(self, row: int) -> np.ndarray:
-        return self.pack.picture(int(self.places[row]))
+    def read(self, row: int, buffer: np.ndarray | None = None) -> np.ndarray:
+        """One picture; see `Pictures`."""
+        return self.pack.picture(int(self.places[row]), buffer)
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,12 @@ class Pack:
             raise DataError(f"{self.file}: lacks {missing}; remove the file, and it is made anew")
         return PackedPictures(self, places.to_numpy(zero_copy_only=False).astype(np.int64))
 
-    def picture(self, place: int) -> np.ndarray:
+    def picture(self, place: int, buffer: np.ndarray | None = None) -> np.ndarray:
         """One picture, uint8 RGB; decoded ones are a view of the file and not writable.
+
+        Args:
+            place: Where in the file.
+            buffer: For encoded ones; see `images.read_rgb`.
 
         Raises:
             DataError: An encoded picture cannot be decoded; names its image.
@@ -91,7 +97,7 @@ class Pack:
         content = self._memory[self._starts[place] : self._stops[place]]
         if self._height[place]:
             return content.reshape(self._height[place], self._width[place], 3)
-        return read_rgb({"path": self._table["path"][place].as_py(), "bytes": content.tobytes()})
+        return read_rgb({"path": self._table["path"][place].as_py(), "bytes": content.tobytes()}, buffer)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"file": self.file}

@@ -53,20 +53,32 @@ class CytoDinoImageProcessor(PilBackend):
         """The geometry alone: uint8 (height, width, 3) -> uint8 (size, size, 3), Pillow's bilinear with antialias."""
         return self._resized(self._cut(image)[None])[0]
 
-    def crop_and_resize_batch(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """`crop_and_resize` of several pictures, uint8 (images, size, size, 3); cheapest where all have one size."""
-        pictures = [self._cut(image) for image in images]
-        if len({picture.shape for picture in pictures}) == 1:
-            return self._resized(np.stack(pictures))
-        return np.stack([self._resized(picture[None])[0] for picture in pictures])
+    def crop_and_resize_batch(self, images: Sequence[np.ndarray] | np.ndarray, out: np.ndarray) -> None:
+        """`crop_and_resize` of several pictures.
+
+        Args:
+            images: uint8 (height, width, 3) each; one array of all is cheapest.
+            out: uint8 (images, size, size, 3), filled.
+        """
+        if isinstance(images, np.ndarray):
+            self._resized(self._cut(images), out)
+            return
+        for place, image in enumerate(images):
+            self._resized(self._cut(image)[None], out[place : place + 1])
+
+    def size_after(self, image: np.ndarray) -> tuple[int, int]:
+        """Height and width that `crop_and_resize` gives this picture."""
+        if self.do_resize:
+            return self.size["height"], self.size["width"]
+        height, width = self._cut(image).shape[:2]
+        return height, width
 
     def _cut(self, image: np.ndarray) -> np.ndarray:
         return center_square(image, self.crop_size["height"]) if self.do_center_crop else image
 
-    def _resized(self, pictures: np.ndarray) -> np.ndarray:
-        if not self.do_resize:
-            return pictures
-        return resize_pictures(pictures, self.size["height"], self.size["width"], self.resample)
+    def _resized(self, pictures: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        height, width = (self.size["height"], self.size["width"]) if self.do_resize else pictures.shape[1:3]
+        return resize_pictures(pictures, height, width, self.resample, out)
 
     def normalize_batch(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 (batch, 3, height, width) -> float32, with the same mean and deviation as `__call__`."""
@@ -119,7 +131,9 @@ def _per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tenso
         return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
 
 
-def resize_pictures(pictures: np.ndarray, height: int, width: int, resample: int) -> np.ndarray:
+def resize_pictures(
+    pictures: np.ndarray, height: int, width: int, resample: int, out: np.ndarray | None = None
+) -> np.ndarray:
     """What Pillow's resize gives for every picture, to the last bit.
 
     Args:
@@ -127,24 +141,42 @@ def resize_pictures(pictures: np.ndarray, height: int, width: int, resample: int
         height: Wanted height.
         width: Wanted width.
         resample: Pillow's number of the filter.
+        out: uint8 of the wanted size, contiguous, filled and returned; None for a new array.
 
     Returns:
-        uint8 of the wanted size; the pictures themselves where they have it.
+        uint8 of the wanted size; without `out` the pictures themselves where they have it.
     """
-    count, rows, columns, channels = pictures.shape
+    rows, columns = pictures.shape[1:3]
     if (rows, columns) == (height, width):
-        return pictures
-    if resample == PILImageResampling.BILINEAR and _is_exact(rows, height) and _is_exact(columns, width):
-        # Channels last in memory, said by strides: for a batch of one torch would take it for channels first.
-        strides = (rows * columns * channels, 1, columns * channels, channels)
+        resized = pictures
+    elif resample == PILImageResampling.BILINEAR and _is_exact(rows, height) and _is_exact(columns, width):
         # Pictures out of a file that is mapped into memory cannot be written to, which torch warns of.
-        writable = np.require(pictures, requirements=["C", "W"])
-        batch = torch.from_numpy(writable).as_strided((count, channels, rows, columns), strides)
-        resized = torch.nn.functional.interpolate(batch, (height, width), mode="bilinear", antialias=True)
-        return resized.permute(0, 2, 3, 1).numpy()
-    return np.stack(
-        [np.asarray(Image.fromarray(p).resize((width, height), resample=resample)) for p in pictures]
-    )
+        batch = _channels_last(np.require(pictures, requirements=["C", "W"]))
+        if out is not None:
+            # What `interpolate` calls; that has no way to say where the result goes.
+            aten, place = torch.ops.aten, _channels_last(out)
+            aten._upsample_bilinear2d_aa.out(batch, [height, width], False, None, None, out=place)
+            return out
+        enlarged = torch.nn.functional.interpolate(batch, (height, width), mode="bilinear", antialias=True)
+        return enlarged.permute(0, 2, 3, 1).numpy()
+    else:
+        resized = np.stack(
+            [np.asarray(Image.fromarray(p).resize((width, height), resample=resample)) for p in pictures]
+        )
+    if out is None:
+        return resized
+    out[...] = resized
+    return out
+
+
+def _channels_last(pictures: np.ndarray) -> torch.Tensor:
+    """The same memory as (pictures, channels, height, width).
+
+    Channels last is said by strides: for a batch of one torch would take it for channels first.
+    """
+    count, height, width, channels = pictures.shape
+    strides = (height * width * channels, 1, width * channels, channels)
+    return torch.from_numpy(pictures).as_strided((count, channels, height, width), strides)
 
 
 def _is_exact(length: int, size: int) -> bool:
@@ -158,11 +190,11 @@ def _is_exact(length: int, size: int) -> bool:
 
 
 def center_square(image: np.ndarray, side_px: int) -> np.ndarray:
-    """The centred square of a (height, width, channels) picture; a shorter side is kept whole."""
-    height, width = image.shape[:2]
+    """The centred square of (height, width, channels) pictures, one or several; a shorter side is kept whole."""
+    height, width = image.shape[-3:-1]
     rows, columns = min(height, side_px), min(width, side_px)
     top, left = (height - rows) // 2, (width - columns) // 2
-    return image[top : top + rows, left : left + columns]
+    return image[..., top : top + rows, left : left + columns, :]
 
 
 def paint_over_center(image: np.ndarray, side_px: int) -> np.ndarray:

@@ -72,13 +72,13 @@ def test_every_row_is_the_decoded_file_and_the_files_are_not_needed(images: Cell
     shutil.rmtree(images.root)
     pictures = pictures_of(packed)
     for row, pixels in enumerate(wanted):
-        np.testing.assert_array_equal(pictures[row], pixels)
+        np.testing.assert_array_equal(pictures.read(row), pixels)
     # Folds, other orders and narrower sets keep to their own rows.
     paths = images.column("path")
     for some in (packed.fold("train"), packed.select([5, 2, 9]), packed.fold("validation").narrowed()):
         pictures = pictures_of(some)
         for row, path in enumerate(some.column("path")):
-            np.testing.assert_array_equal(pictures[row], wanted[paths.index(path)])
+            np.testing.assert_array_equal(pictures.read(row), wanted[paths.index(path)])
 
 
 @pytest.mark.parametrize("kind", ["none", *KINDS])
@@ -134,8 +134,8 @@ def test_a_file_that_changes_makes_another_one(images: CellImages, kept: Path) -
     ).save(path)
     new = pack_images(images, "pixels")
     assert len(files(kept)) == 2
-    assert pictures_of(new)[3].shape == (30, 30, 3)
-    assert pictures_of(old)[3].shape != (30, 30, 3)
+    assert pictures_of(new).read(3).shape == (30, 30, 3)
+    assert pictures_of(old).read(3).shape != (30, 30, 3)
     os.utime(path, (1, 1))
     pack_images(images, "pixels")
     assert len(files(kept)) == 3
@@ -209,7 +209,7 @@ def test_a_half_made_file_is_never_read_and_the_next_start_makes_it(images: Cell
     assert len(list(kept.glob("*.partial"))) == 1
     pictures = pictures_of(pack_images(images, "pixels"))
     for row, path in enumerate(images.column("path")):
-        np.testing.assert_array_equal(pictures[row], read_rgb(images.root / path))
+        np.testing.assert_array_equal(pictures.read(row), read_rgb(images.root / path))
     assert len(files(kept)) == 1
     assert not list(kept.glob("*.partial"))
 
@@ -250,26 +250,26 @@ def test_many_images_are_read_by_processes_in_windows(
     monkeypatch.setattr(cache, "_WINDOW_BYTES", 1_500_000)  # 300 pictures at once
     pictures = pictures_of(pack_images(images, "pixels", workers=2))
     for row, path in enumerate(images.column("path")):
-        np.testing.assert_array_equal(pictures[row], read_rgb(images.root / path))
+        np.testing.assert_array_equal(pictures.read(row), read_rgb(images.root / path))
 
 
 def test_a_worker_gets_the_name_of_the_file_only(images: CellImages) -> None:
     packed = pack_images(images, "pixels")
-    before = pictures_of(packed)[0]
+    before = pictures_of(packed).read(0)
     assert len(pickle.dumps(packed.pack)) < 400
     again = pickle.loads(pickle.dumps(pictures_of(packed)))
-    np.testing.assert_array_equal(again[0], before)
+    np.testing.assert_array_equal(again.read(0), before)
 
 
 def test_kept_pixels_are_read_without_a_copy_and_cannot_be_changed(images: CellImages) -> None:
     packed = pack_images(images, "pixels")
     pictures = pictures_of(packed)
-    assert np.shares_memory(pictures[2], pictures[2])
+    assert np.shares_memory(pictures.read(2), pictures.read(2))
     with pytest.raises(ValueError, match="read-only"):
-        pictures[2][0, 0] = 0
+        pictures.read(2)[0, 0] = 0
     original = CellDataset(packed, build_processor(DataSection(image_size_px=32))).original(2)
     original[:] = 0  # the caller's own
-    assert pictures[2].any()
+    assert pictures.read(2).any()
 
 
 def test_a_row_the_file_lacks_is_named(images: CellImages) -> None:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers.image_utils import load_image
 
 from cytodino_hf.data.dataset import CellDataset, collate, pick_examples
+from cytodino_hf.data.images import read_rgb
 from cytodino_hf.data.loading import load_split
 from cytodino_hf.data.samplers import OversamplingSampler
 from cytodino_hf.data.samples import build_cell_images
@@ -68,8 +69,6 @@ def test_grey_and_transparent_pictures_are_read_as_pipeline_reads_them(mode: str
     pixels = np.random.default_rng(3).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     path = tmp_path / ("cell.tif" if mode == "CMYK" else "cell.png")
     Image.fromarray(pixels).convert(mode).save(path)
-    from cytodino_hf.data.images import read_rgb
-
     np.testing.assert_array_equal(read_rgb(path), np.asarray(load_image(str(path))))
 
 
@@ -128,6 +127,34 @@ def test_pictures_of_several_sizes_come_in_one_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(
             processor.normalize_batch(batch["pixel_values"]), wanted, atol=1e-6, rtol=0
         )
+
+
+@pytest.mark.parametrize("hidden", [0, 5])
+@pytest.mark.parametrize("others", [0, 2])
+def test_memory_used_again_within_a_batch_shows_in_no_picture(
+    tmp_path: Path, hidden: int, others: int
+) -> None:
+    """More pictures than are worked on at once; some, also the first, of another kind or size than their neighbours."""
+    rng, names = (
+        np.random.default_rng(7),
+        [f"BLA/{i:02d}.{'png' if i % 5 == 1 else 'jpg'}" for i in range(21)],
+    )
+    (tmp_path / "BLA").mkdir()
+    for i, name in enumerate(names):
+        side = 30 + 4 * (others > 0 and i % 9 < others)
+        pixels = rng.integers(0, 256, (side, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name)
+    images = build_cell_images(names, ["BLA"] * 21, root=tmp_path, source="image_folder", taxonomy=MLL)
+    processor = build_processor(DataSection(image_size_px=32, hide_center_px=hidden))
+    augmentation = build_augmentation("published", image_size_px=32, center_crop_px=None)
+    cells = CellDataset(images, processor, augmentation)
+    singly = [processor.crop_and_resize(processor.hide_center(read_rgb(tmp_path / name))) for name in names]
+    for order in (list(range(21)), list(range(20, -1, -1))):
+        at_once = cells.__getitems__(order)["pixel_values"].permute(0, 2, 3, 1).numpy()
+        np.testing.assert_array_equal(at_once, np.stack(singly)[order])
+        keys = [(row, 1, place) for place, row in enumerate(order)]
+        varied = cells.__getitems__(keys)["pixel_values"].permute(0, 2, 3, 1).numpy()
+        np.testing.assert_array_equal(varied, [cells.pixels(key) for key in keys])
 
 
 def test_an_unreadable_image_stops_with_its_name(cells: CellDataset, tmp_path: Path) -> None:

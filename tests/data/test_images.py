@@ -85,6 +85,32 @@ def test_pixels_are_right_where_we_can_tell(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_rgb({"path": str(files["rgb"]), "bytes": None}), expected)
 
 
+def test_a_plain_jpeg_is_decoded_into_a_buffer_of_its_size_and_into_no_other(tmp_path: Path) -> None:
+    jpeg = save(tmp_path / "cell.jpg", picture())
+    turned = save(tmp_path / "turned.jpg", picture(), exif=oriented(6))
+    png = save(tmp_path / "cell.png", picture())
+    exact = 16 * 12 * 3
+    cases = [(jpeg, exact, True), (jpeg, exact - 1, False), (jpeg, exact + 1, False)]
+    for path, size, is_taken in [*cases, (png, exact, False), (turned, exact, False)]:
+        buffer = np.zeros(size, np.uint8)
+        pixels = read_rgb(path, buffer)
+        np.testing.assert_array_equal(pixels, read_rgb(path))
+        assert pixels.flags.c_contiguous
+        assert pixels.flags.writeable
+        assert np.shares_memory(pixels, buffer) == is_taken == buffer.any(), (path, size)
+
+
+def test_a_failed_attempt_at_a_buffer_leaves_the_verdict_as_it_is() -> None:
+    broken = {"path": "broken.jpg", "bytes": damaged_jpeg()}
+    with pytest.raises(DataError) as plain:
+        read_rgb(broken)
+    with Image.open(io.BytesIO(broken["bytes"])) as header:
+        size = header.width * header.height * 3
+    with pytest.raises(DataError) as buffered:
+        read_rgb(broken, np.zeros(size, np.uint8))
+    assert str(buffered.value) == str(plain.value)
+
+
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         read_rgb(tmp_path / "gone.jpg")

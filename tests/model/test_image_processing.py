@@ -38,8 +38,11 @@ def test_resizing_is_pillows_for_every_length(size: int) -> None:
     for length in [*range(1, 2 * size + 2, step), size - 1, size, size + 1]:
         for width in {length, size, max(1, length // 2)}:
             pictures = noise(2, length, width, 3, seed=length)
+            wanted, out = pillow(pictures, size, size), np.empty((2, size, size, 3), np.uint8)
             got = resize_pictures(pictures, size, size, BILINEAR)
-            np.testing.assert_array_equal(got, pillow(pictures, size, size), err_msg=f"{length} x {width}")
+            np.testing.assert_array_equal(got, wanted, err_msg=f"{length} x {width}")
+            assert resize_pictures(pictures, size, size, BILINEAR, out) is out
+            np.testing.assert_array_equal(out, wanted, err_msg=f"{length} x {width}, into an array")
 
 
 @pytest.mark.parametrize("resample", [Image.Resampling.BICUBIC, Image.Resampling.NEAREST])
@@ -74,7 +77,10 @@ def test_single_batch_and_call_give_the_same_pixels(crop: int | None, hidden: in
     for shape in ((3, 100, 100, 3), (2, 63, 45, 3), (1, 32, 32, 3)):
         pictures = [processor.hide_center(picture) for picture in noise(*shape, seed=shape[1])]
         single = np.stack([processor.crop_and_resize(picture) for picture in pictures])
-        np.testing.assert_array_equal(processor.crop_and_resize_batch(pictures), single)
+        for given in (pictures, np.stack(pictures)):
+            out = np.empty((len(pictures), *processor.size_after(pictures[0]), 3), np.uint8)
+            processor.crop_and_resize_batch(given, out)
+            np.testing.assert_array_equal(out, single)
         called = processor(
             [Image.fromarray(picture) for picture in noise(*shape, seed=shape[1])],
             do_normalize=False,
@@ -91,9 +97,9 @@ def test_a_picture_that_cannot_be_written_to_is_taken_without_a_warning_and_left
     picture.flags.writeable = False
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        out = processor.crop_and_resize_batch([processor.hide_center(picture), picture])
-        processor.crop_and_resize(picture)
-    assert out.flags.writeable
+        out = np.empty((2, 64, 64, 3), np.uint8)
+        processor.crop_and_resize_batch([processor.hide_center(picture), picture], out)
+        assert processor.crop_and_resize(picture).flags.writeable
     np.testing.assert_array_equal(picture, before)
 
 
