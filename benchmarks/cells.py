@@ -1,13 +1,13 @@
-"""What `step` and `predict` share: peak memory of every cell first, then all cells and the matrix peak in turn."""
+"""What `step` and `predict` share: peak memory of each cell, then all cells and the matrix peak in turn, the rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from .machine import matrix_multiply
 from .peak import OutOfMemoryError, peak_memory
-from .results import MatrixMultiply
+from .results import Images, MatrixMultiply, Result, Row, new_result
 from .rounds import Round, Work, interleave
 from .settings import ModelSettings
 
@@ -51,3 +51,64 @@ def time_cells(
         for name, (_, flops) in products.items()
     }
     return rounds, peaks
+
+
+def model_result(
+    benchmark: str,
+    title: str,
+    names: Sequence[str],
+    settings: ModelSettings,
+    *,
+    command: str,
+    table: str,
+    units: Callable[[str], int],
+    flops: tuple[float, float],
+    memory: Mapping[str, int],
+    failed: Mapping[str, str],
+    rounds: Mapping[str, list[Round]],
+    products: dict[str, MatrixMultiply],
+    images: Images,
+    notes: list[str],
+) -> Result:
+    """The result of a benchmark of a model, from what was measured cell by cell.
+
+    Args:
+        benchmark: Name of the benchmark.
+        title: What was timed, before the model's name.
+        names: Cells; the first is the published way, which the others are compared with.
+        settings: Of the benchmark.
+        command: The command line.
+        table: Name of the one table.
+        units: Pictures of one round of a cell.
+        flops: Operations of one picture, the published way and ours.
+        memory, failed: From `memory_of_cells`.
+        rounds, products: From `time_cells`.
+        images: What was shown to the model.
+        notes: Sentences below the table.
+    """
+    published, our_flops = flops
+    rows = [
+        Row(
+            table=table,
+            name=name,
+            against=names[0],
+            units=units(name),
+            flops_per_unit=published if name == names[0] else our_flops,
+            peak="bfloat16" if "bfloat16" in name else "float32",
+            memory_bytes=memory.get(name),
+            rounds=rounds.get(name, []),
+            failed=failed.get(name),
+        )
+        for name in names
+    ]
+    return new_result(
+        benchmark,
+        f"{title}, DINOv3 {settings.backbone} (random weights) with LoRA and decoder head, {settings.device}",
+        command=command,
+        clock="device_s" if settings.device == "cuda" else "cpu_s",
+        settings=settings.model_dump(),
+        images=images,
+        matrix_multiply=products,
+        rows=rows,
+        notes=notes,
+    )

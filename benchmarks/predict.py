@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from cytodino_hf.evaluation.predictions import computing_in
 from cytodino_hf.model_builder import build_processor, merge
 
-from .cells import memory_of_cells, time_cells
+from .cells import memory_of_cells, model_result, time_cells
 from .machine import limit_threads
 from .models import benchmark_recipe, build_ours, build_published, flops_of, give_weights, load_batches
 from .pictures import Pictures, load_folder, open_pictures
 from .published_model import evaluate
-from .results import Images, Result, Row, new_result
+from .results import Images, Result
 from .rounds import Work
 from .settings import Precision, PredictSettings
 
@@ -55,30 +55,20 @@ def run(settings: PredictSettings, command: str) -> Result:
         }
         rounds, products = time_cells(works, settings, label="predict")
         about = Images(name=pictures.name, is_drawn=pictures.images.is_drawn, count=settings.pictures)
-    published_flops, our_flops = flops_of(settings.backbone, with_backward=False, merged=True)
-    rows = [
-        Row(
-            table=_TABLE,
-            name=name,
-            against=_PUBLISHED,
-            units=settings.pictures,
-            flops_per_unit=published_flops if name == _PUBLISHED else our_flops,
-            peak="bfloat16" if "bfloat16" in name else "float32",
-            memory_bytes=memory.get(name),
-            rounds=rounds.get(name, []),
-            failed=failed.get(name),
-        )
-        for name in names
-    ]
-    return new_result(
+    return model_result(
         "predict",
-        f"Scoring, DINOv3 {settings.backbone} (random weights) with LoRA and decoder head, {settings.device}",
+        "Scoring",
+        names,
+        settings,
         command=command,
-        clock="device_s" if settings.device == "cuda" else "cpu_s",
-        settings=settings.model_dump(),
+        table=_TABLE,
+        units=lambda name: settings.pictures,
+        flops=flops_of(settings.backbone, with_backward=False, merged=True),
+        memory=memory,
+        failed=failed,
+        rounds=rounds,
+        products=products,
         images=about,
-        matrix_multiply=products,
-        rows=rows,
         notes=_notes(settings, answers, right),
     )
 

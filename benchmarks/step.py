@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .cells import memory_of_cells, time_cells
+from .cells import memory_of_cells, model_result, time_cells
 from .machine import limit_threads
 from .models import (
     benchmark_recipe,
@@ -24,7 +24,7 @@ from .models import (
 )
 from .pictures import Pictures, load_folder, open_pictures
 from .published_model import ACCUMULATION, PublishedStep
-from .results import Images, Result, Row, new_result
+from .results import Images, Result
 from .rounds import Work
 from .settings import StepSettings
 
@@ -49,30 +49,20 @@ def run(settings: StepSettings, command: str) -> Result:
         compared = pictures.some(ACCUMULATION if settings.quick else _COMPARED_PICTURES)
         notes = _notes(settings, compared)
         about = Images(name=pictures.name, is_drawn=pictures.images.is_drawn, count=len(chosen.labels))
-    published_flops, our_flops = flops_of(settings.backbone, with_backward=True)
-    rows = [
-        Row(
-            table=_TABLE,
-            name=name,
-            against=_PUBLISHED,
-            units=_batch_size(name),
-            flops_per_unit=published_flops if name == _PUBLISHED else our_flops,
-            peak="bfloat16" if "bfloat16" in name else "float32",
-            memory_bytes=memory.get(name),
-            rounds=rounds.get(name, []),
-            failed=failed.get(name),
-        )
-        for name in names
-    ]
-    return new_result(
+    return model_result(
         "step",
-        f"Training step, DINOv3 {settings.backbone} (random weights) with LoRA and decoder head, {settings.device}",
+        "Training step",
+        names,
+        settings,
         command=command,
-        clock="device_s" if settings.device == "cuda" else "cpu_s",
-        settings=settings.model_dump(),
+        table=_TABLE,
+        units=_batch_size,
+        flops=flops_of(settings.backbone, with_backward=True),
+        memory=memory,
+        failed=failed,
+        rounds=rounds,
+        products=products,
         images=about,
-        matrix_multiply=products,
-        rows=rows,
         notes=notes,
     )
 

@@ -13,15 +13,11 @@ Reads one job a line (JSON) and answers each with the exit codes of its processe
 
 from __future__ import annotations
 
-import gc
-import json
 import os
 import resource
 import signal
 import sys
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import forked_runs
@@ -112,73 +108,14 @@ def add_event(job: dict[str, Any], rank: int) -> None:
     module.build_trainer = build_and_add
 
 
-def join(rank: int, processes: int, port: int) -> None:
-    """As torchrun would start it."""
-    if processes > 1:
-        os.environ |= {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
-            "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            "ACCELERATE_USE_CPU": "true",
-        }  # fmt: skip
-
-
-def train(job: dict[str, Any]) -> None:
-    """The recipe to its end; what was logged instead of the report, which is not at issue."""
-    from cytodino_hf import finetune as module
-    from cytodino_hf.recipe import load_recipe
-
-    def note(folder: Path, predictions: Any, context: Any, **kwargs: Any) -> None:
-        folder.mkdir(exist_ok=True)
-        (folder / "training.json").write_text(json.dumps(context.training))
-
-    module.write_report = note
-    module.finetune(load_recipe(job["recipe"]))
-
-
-def child(job: dict[str, Any], rank: int, port: int) -> None:
-    from cytodino_hf.errors import CytoDinoError
-
-    log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    # Tests started in the background ignore Ctrl+C, and their children would inherit that.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    code = 0
-    try:
-        join(rank, job.get("processes", 1), port)
-        if job.get("at"):
-            add_event(job, rank)
-        if job.get("operation") or job.get("trace"):
-            Operations(job).watch()
-        train(job)
-    except CytoDinoError as error:
-        sys.stderr.write(f"error: {error}\n")
-        code = error.exit_code
-    except BaseException:  # noqa: BLE001 (a forked child must never return into the loop of its parent)
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def main() -> None:
-    forked_runs.preload()
-    gc.freeze()  # a child's first collection need not copy all of these pages
-    for line in sys.stdin:
-        job = json.loads(line)
-        port = forked_runs.free_port()
-        children = []
-        for rank in range(job.get("processes", 1)):
-            process = os.fork()
-            if process == 0:
-                child(job, rank, port)
-            children.append(process)
-        codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in children]
-        sys.stdout.write(json.dumps(codes) + "\n")
-        sys.stdout.flush()
+def stopped(job: dict[str, Any], rank: int) -> None:
+    """A recipe with whatever the job lets happen to it."""
+    if job.get("at"):
+        add_event(job, rank)
+    if job.get("operation") or job.get("trace"):
+        Operations(job).watch()
+    forked_runs.run_recipe(job["recipe"])
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
-    main()
+    forked_runs.serve(stopped)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forked_runs import Helper, log_of
 from safetensors.torch import load_file
 from torch import nn
 
@@ -34,8 +35,6 @@ CHANGES: dict[str, dict[str, Any]] = {
         "metric_for_best_model": "loss", "warmup_steps": 3,
     },
 }  # fmt: skip
-# Of a log row: how long it took says nothing of what was computed.
-_TIMES = ("runtime", "per_second", "flos")
 
 
 class Runs:
@@ -44,14 +43,7 @@ class Runs:
     def __init__(self, folder: Path, images: Path, tiny_recipe: Callable[..., dict[str, Any]]) -> None:
         self.folder, self.images, self.tiny_recipe = folder, images, tiny_recipe
         self.finished: dict[str, Path] = {}
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HELPER.parent.parent)}
-        self.helper = subprocess.Popen(
-            [sys.executable, str(HELPER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
+        self.helper = Helper(HELPER)
 
     def recipe(self, run: Path, **changes: dict[str, Any]) -> dict[str, Any]:
         merged = {name: CHANGES.get(name, {}) | changes.get(name, {}) for name in {*CHANGES, *changes}}
@@ -69,11 +61,7 @@ class Runs:
         file.write_text(json.dumps(recipe))
         log = run.with_suffix(".log")
         job = {"recipe": str(file), "processes": processes, "log": str(log), **options}
-        assert self.helper.stdin is not None
-        assert self.helper.stdout is not None
-        self.helper.stdin.write(json.dumps(job) + "\n")
-        self.helper.stdin.flush()
-        codes: list[int] = json.loads(self.helper.stdout.readline())
+        codes = self.helper.start(job)
         assert codes == (ends or [-9 if options.get("stop") else 0] * processes), log.read_text()
 
     def uninterrupted(self, processes: int = 1, **changes: dict[str, Any]) -> Path:
@@ -109,14 +97,7 @@ def runs(
     folder = tmp_path_factory.mktemp("exact")
     made = Runs(folder, make_images(folder / "images", per_class=10), tiny_recipe)
     yield made
-    assert made.helper.stdin is not None
-    made.helper.stdin.close()
-    assert made.helper.wait(timeout=30) == 0
-
-
-def log_of(run: Path) -> list[dict[str, float]]:
-    rows = json.loads((run / "report" / "training.json").read_text())["log_history"]
-    return [{k: v for k, v in row.items() if not any(word in k for word in _TIMES)} for row in rows]
+    made.helper.close()
 
 
 def assert_same(run: Path, other: Path, method: str = "lora") -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked_runs import Helper, log_of
 
 from cytodino_hf.errors import RunFolderError
 from cytodino_hf.run_folder import RunFolder
@@ -36,8 +37,6 @@ EPOCHS = STEPS | {
 }  # fmt: skip
 PATIENCE = STEPS | {"max_steps": 60, "early_stopping_patience": 2, "eval_steps": 2, "learning_rate": 0.3}
 KINDS = {"steps": STEPS, "epochs": EPOCHS, "patience": PATIENCE}
-# What a log row says about time says nothing about the training.
-_TIMES = ("runtime", "per_second", "flos")
 
 
 class Runs:
@@ -47,14 +46,7 @@ class Runs:
         self.folder, self.images, self.tiny_recipe = folder, images, tiny_recipe
         self.count = 0
         self.whole: dict[str, tuple[str, list[Any]]] = {}
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HELPER.parent.parent)}
-        self.helper = subprocess.Popen(
-            [sys.executable, str(HELPER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
+        self.helper = Helper(HELPER)
 
     def new(self, **training: Any) -> Path:
         """A RUN folder that does not exist yet, with its recipe beside it."""
@@ -67,11 +59,7 @@ class Runs:
     def start(self, run: Path, **job: Any) -> list[int]:
         """Exit codes of the processes of a start (a second one of the same RUN continues it)."""
         job |= {"recipe": str(run.with_suffix(".json")), "log": str(run.with_suffix(".log"))}
-        assert self.helper.stdin is not None
-        assert self.helper.stdout is not None
-        self.helper.stdin.write(json.dumps(job) + "\n")
-        self.helper.stdin.flush()
-        return list(json.loads(self.helper.stdout.readline()))
+        return self.helper.start(job)
 
     def undisturbed(self, processes: int = 1, **training: Any) -> tuple[str, list[Any]]:
         name = json.dumps([processes, training], sort_keys=True)
@@ -94,16 +82,12 @@ def runs(
     folder = tmp_path_factory.mktemp("kill")
     made = Runs(folder, make_images(folder / "images", per_class=12), tiny_recipe)
     yield made
-    assert made.helper.stdin is not None
-    made.helper.stdin.close()
-    assert made.helper.wait(timeout=30) == 0
+    made.helper.close()
 
 
 def outcome(run: Path) -> tuple[str, list[Any]]:
     """sha256 of the final weights, and the log."""
-    log = json.loads((run / "report" / "training.json").read_text())["log_history"]
-    rows = [{k: v for k, v in row.items() if not any(word in k for word in _TIMES)} for row in log]
-    return hashlib.sha256((run / ADAPTER).read_bytes()).hexdigest(), rows
+    return hashlib.sha256((run / ADAPTER).read_bytes()).hexdigest(), log_of(run)
 
 
 def sealed(run: Path) -> dict[int, bool]:
