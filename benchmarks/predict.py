@@ -191,6 +191,8 @@ def _notes(settings: PredictSettings, answers: _Answers, right: float) -> list[s
         "afterwards), so that no logits tie; the backbone's weights are random.",
     ]
     whole = {name: _all_rounds(rounds) for name, rounds in answers.items() if rounds}
+    if _PUBLISHED not in whole:
+        return [*notes, "The published way did not fit into memory, so there is nothing to compare with."]
     reference = whole[_PUBLISHED]
     for name in _our_cells(settings):
         if name in whole:

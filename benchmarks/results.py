@@ -93,7 +93,10 @@ class Result(Part):
         """How many times faster than the row it is compared with."""
         if row.against is None or row.failed or row.against == row.name:
             return None
-        return speed_up(self.seconds_per_unit(self.row(row.table, row.against)), self.seconds_per_unit(row))
+        reference = self.row(row.table, row.against)
+        if reference.failed:
+            return None
+        return speed_up(self.seconds_per_unit(reference), self.seconds_per_unit(row))
 
     def share_of_peak(self, row: Row) -> Spread | None:
         """Share of the machine's matrix-multiply rate that the row's own operations reach, round by round."""

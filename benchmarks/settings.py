@@ -109,7 +109,10 @@ def command_line(benchmark: str, settings: Settings) -> str:
     words = ["cytodino", "benchmark", benchmark]
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
-        if value == field.default or (settings.quick and name in QUICK[type(settings)]):
+        # The device is named always: without it another machine would choose its own.
+        if (value == field.default and name != "device") or (
+            settings.quick and name in QUICK[type(settings)]
+        ):
             continue
         option = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):

@@ -18,7 +18,8 @@ def file_sha256(path: Path) -> str:
 def write_json(path: Path, document: Any) -> None:
     """Write JSON so that the file is always whole: first beside, pushed to the disk, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    # A name of its own: two processes may write the same file, and the last one to rename it wins.
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with open(partial, "w", encoding="utf-8") as file:
         json.dump(document, file, indent=2, ensure_ascii=False, allow_nan=False)
         file.write("\n")

@@ -6,8 +6,6 @@ import logging
 from functools import partial
 from typing import Any
 
-import torch
-
 from .data.dataset import CellDataset
 from .data.loading import load_split
 from .data.samples import CellImages
@@ -72,7 +70,7 @@ def finetune(recipe: Recipe) -> RunFolder:
             )
         if not trainer.is_world_process_zero():
             return run
-        model = unwrap_compiled(trainer)
+        model = trainer.plain_model
         save_model(model, trainer.processor, run.path, recipe.model.method)
         about_model = model_record(model, run, recipe)  # counted before LoRA is merged
         predictions = _score(recipe, trainer, split.images, run, about_model["revision"])
@@ -171,7 +169,7 @@ def _score(
         return {}
     score = partial(
         predict,
-        merge(unwrap_compiled(trainer)).float().to(trainer.args.device),
+        merge(trainer.plain_model).float().to(trainer.args.device),
         trainer.processor,
         images.select([row for fold in rows.values() for row in fold]),
         model_revision=revision,
@@ -184,8 +182,3 @@ def _score(
     for name, fold in predictions.items():
         fold.to_parquet(run.predictions / f"{name}.parquet")
     return predictions
-
-
-def unwrap_compiled(trainer: CytoTrainer) -> torch.nn.Module:
-    """The model a trainer holds, without the wrappers of torch.compile and of data-parallel training."""
-    return trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)

@@ -108,7 +108,7 @@ def _lora_layers(model: nn.Module) -> list[Any]:
 
 
 class DroppedLinear(nn.Linear):
-    """Dropout and the linear layer behind it (LoRA's A) in one, for the memory of one bit of news an element.
+    """Dropout and the linear layer behind it (LoRA's A) in one, for the memory of one byte an element.
 
     Plain dropout keeps its mask and its result for the backward pass, each as large as the input. Here the backward
     pass makes the result again from the input, which q, k and v share, and from a mask of one byte an element.
@@ -173,13 +173,13 @@ class _MaskedLinear(torch.autograd.Function):
 def keep_mask(x: torch.Tensor, drop: float) -> tuple[torch.Tensor, float]:
     """Which elements of `x` dropout keeps: int8, 1 or 0, of the shape of `x`; and the exact probability of a 1.
 
-    On the CPU each element costs 16 random bits: seven times as fast as torch's own draw, with the probability
+    On the CPU each element costs 16 random bits, which torch draws faster than its own dropout mask; the probability is
     rounded to a multiple of 2^-16.
     """
     if x.device.type != "cpu":
         keep = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - drop)
         return keep.view(torch.int8), 1 - drop
-    levels = round((1 - drop) * 2**16)
+    levels = min(max(round((1 - drop) * 2**16), 1), 2**16 - 1)  # 0 and 2^16 have no place in 16 bits
     words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     bits = words.view(torch.int16)[: x.numel()].view(x.shape)
     return (bits < levels - 2**15).view(torch.int8), levels / 2**16

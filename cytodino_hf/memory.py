@@ -186,3 +186,14 @@ class _Storages(TorchDispatchMode):
 
     def _forget(self, key: int) -> None:
         self.held -= self._sizes.pop(key)
+
+
+def smaller_batch(size: int, accumulation: int) -> tuple[int, int]:
+    """The next smaller micro-batch with as many times more accumulation: half, or the largest part that divides.
+
+    Example:
+        >>> smaller_batch(16, 1), smaller_batch(9, 2), smaller_batch(5, 1)
+        ((8, 2), (3, 6), (1, 5))
+    """
+    parts = next(n for n in range(2, size + 1) if size % n == 0)
+    return size // parts, accumulation * parts

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .data.samples import FOLDS
 from .data.splits import Split
-from .memory import Memory, estimate_memory
+from .memory import Memory, estimate_memory, smaller_batch
 from .model_builder import ParameterCounts, build_config, build_on_meta, count_parameters
 from .recipe import Recipe
 
@@ -91,7 +91,7 @@ def _memory_lines(memory: Memory, remedies: tuple[str, ...]) -> list[str]:
     verdict = "fits" if memory.fits_card else "does NOT fit"
     return [
         f"memory  {_gib(memory.on_gpu)} on a GPU (estimated peak of one process, computing in "
-        f"{'bf16' if _autocasts() else 'float32'}): {verdict} a 16 GB card",
+        f"{_precision()}): {verdict} a 16 GB card",
         f"        {_gib(memory.on_cpu)} on a CPU, without the processes that read images",
         f"        of it weights {_gib(memory.weights)}, gradients and moments "
         f"{_gib(memory.gradients_and_moments)}, activations and temporaries {_gib(memory.activations)} "
@@ -108,14 +108,15 @@ def _estimate(recipe: Recipe, config: CytoDinoConfig) -> Memory:
         batch_size=training.per_device_train_batch_size,
         eval_batch_size=training.per_device_eval_batch_size,
         accumulates=training.gradient_accumulation_steps > 1,
-        autocast=_autocasts(),
+        autocast=_precision() != "float32",
         checkpointing=bool((training.model_extra or {}).get("activation_checkpointing")),
         runtime=_runtime(),
     )
 
 
-def _autocasts() -> bool:
-    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no"
+def _precision() -> str:
+    named = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    return "float32" if named == "no" else named
 
 
 def _runtime() -> int:
@@ -133,8 +134,8 @@ def _remedies(recipe: Recipe, config: CytoDinoConfig, memory: Memory) -> tuple[s
         return ()
     found = []
     size, steps = recipe.training.per_device_train_batch_size, recipe.training.gradient_accumulation_steps
-    while size % 2 == 0:
-        size, steps = size // 2, steps * 2
+    while size > 1:
+        size, steps = smaller_batch(size, steps)
         smaller = _changed(recipe, per_device_train_batch_size=size, gradient_accumulation_steps=steps)
         if (tried := _estimate(smaller, config)).fits_card:
             keys = f"--training.per_device_train_batch_size {size} --training.gradient_accumulation_steps {steps}"
@@ -143,7 +144,7 @@ def _remedies(recipe: Recipe, config: CytoDinoConfig, memory: Memory) -> tuple[s
     if not (recipe.training.model_extra or {}).get("activation_checkpointing"):
         tried = _estimate(_changed(recipe, activation_checkpointing=True), config)
         if tried.fits_card:
-            found.append(f"--training.activation_checkpointing true  ({_gib(tried.on_gpu)}, slower by half)")
+            found.append(f"--training.activation_checkpointing true  ({_gib(tried.on_gpu)}, slower)")
     return tuple(found) or ("a smaller backbone, data.image_size_px or training.per_device_eval_batch_size",)
 
 

@@ -41,7 +41,7 @@ _ELSEWHERE = {
             "greater_is_better", "ignore_data_skip", "save_only_model", "prediction_loss_only", "local_rank",
             "include_for_metrics", "length_column_name", "eval_do_concat_batches", "batch_eval_metrics",
             "accelerator_config", "restore_callback_states_from_checkpoint", "save_on_each_node",
-            "logging_nan_inf_filter",
+            "logging_nan_inf_filter", "dataloader_drop_last",
         ),
         _OURS,
     ),

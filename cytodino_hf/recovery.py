@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import BadNumbersError, CytoDinoError, NotEnoughMemoryError, WorkerKilledError
 from .files import write_json
+from .memory import smaller_batch
 from .model_builder import save_model
 from .recipe import Recipe
 from .training.failures import deaths_noted, drop_frames, halving, named_failure, release_memory
@@ -80,7 +81,10 @@ def train_through_setbacks(
                 drop_frames(error)
                 # Where building the model failed, no smaller batch helps.
                 told = _setback(named, current, run, was_killed) if trainer is not None else None
-                if told is None or trainer is None or trainer.args.world_size > 1:
+                if told is None or trainer is None:
+                    raise named from error
+                if trainer.args.world_size > 1:
+                    logger.warning("%s. The same command goes on with that.", told)
                     raise named from error
                 was_killed = was_killed or isinstance(named, WorkerKilledError)
                 logger.warning("%s. Going on by itself from the newest checkpoint.", told)
@@ -130,17 +134,6 @@ def with_kept_batch(recipe: Recipe, run: RunFolder) -> Recipe:
     return replace(recipe, training=recipe.training.model_copy(update=kept)) if kept else recipe
 
 
-def smaller_batch(size: int, accumulation: int) -> tuple[int, int]:
-    """The next smaller micro-batch with as many times more accumulation: half, or the largest part that divides.
-
-    Example:
-        >>> smaller_batch(16, 1), smaller_batch(9, 2), smaller_batch(5, 1)
-        ((8, 2), (3, 6), (1, 5))
-    """
-    parts = next(n for n in range(2, size + 1) if size % n == 0)
-    return size // parts, accumulation * parts
-
-
 def setbacks(run: RunFolder) -> list[str]:
     """What went wrong with the machine and what was done about it, in sentences, for the report."""
     return list(run.recall(SETBACKS) or [])
@@ -170,9 +163,8 @@ def keep_evidence(error: BadNumbersError, run: RunFolder, trainer: CytoTrainer |
 
 
 def _write_last_good(trainer: CytoTrainer, run: RunFolder, method: str) -> str:
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     folder = run.path / LAST_GOOD_FOLDER
-    save_model(model, trainer.processor, folder, method)
+    save_model(trainer.plain_model, trainer.processor, folder, method)
     if run.base.is_dir() and method != "full":  # a backbone that is not on the Hub travels with its adapter
         for file in run.base.iterdir():
             _link(file, folder / run.base.name / file.name)
@@ -214,7 +206,9 @@ def _keep_evaluation_batch(run: RunFolder, size: int, smaller: int) -> None:
 
 
 def _note(run: RunFolder, sentence: str) -> None:
-    run.remember(SETBACKS, [*setbacks(run), sentence])
+    told = setbacks(run)
+    if told[-1:] != [sentence]:  # processes of one training have the same setback in the same step
+        run.remember(SETBACKS, [*told, sentence])
 
 
 def batch_in_words(recipe: Recipe) -> str:

@@ -27,7 +27,8 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, Self
@@ -191,7 +192,8 @@ class RunFolder:
 
     def remember(self, name: str, value: Any) -> None:
         """Keep a fact about the run in run.json."""
-        write_json(self.path / "run.json", self._state() | {name: value})
+        with _alone_in(self.path):
+            write_json(self.path / "run.json", self._state() | {name: value})
 
     def recall(self, name: str) -> Any:
         """What `remember` kept, or None."""
@@ -204,6 +206,20 @@ class RunFolder:
     def _state(self) -> dict[str, Any]:
         path = self.path / "run.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep the other processes of a training from changing a file of the folder in between."""
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks: the last writer wins
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _lock(file: IO[str], run: Path) -> None:

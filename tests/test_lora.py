@@ -92,6 +92,15 @@ def test_dropped_linear_drops_nothing_in_evaluation_and_draws_nothing_when_made(
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("drop", [1e-6, 1 - 1e-6])
+def test_hardly_any_dropout_and_nearly_all_of_it_stay_in_range(drop: float) -> None:
+    torch.manual_seed(0)
+    mask, share = keep_mask(torch.empty(1_000_000), drop)
+    assert abs(share - (1 - drop)) < 2**-15
+    assert 0 < share < 1
+    assert abs(mask.double().mean() - share) < 1e-4
+
+
 @pytest.mark.parametrize("drop", [0.05, 0.1, 0.5])
 def test_the_mask_keeps_the_right_share_everywhere_and_independently(drop: float) -> None:
     """Four elements share one random word: each of the four must be right, and they must not go together."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -17,11 +18,18 @@ import torch
 from safetensors.torch import load_file
 
 from cytodino_hf.data.dataset import CellDataset
-from cytodino_hf.errors import DataError, NotEnoughMemoryError, RecipeError, WorkerKilledError
+from cytodino_hf.errors import (
+    DataError,
+    InterruptedTrainingError,
+    NotEnoughMemoryError,
+    RecipeError,
+    WorkerKilledError,
+)
 from cytodino_hf.finetune import finetune
+from cytodino_hf.memory import smaller_batch
 from cytodino_hf.model_builder import WEIGHTS_FILE
 from cytodino_hf.recipe import Recipe, parse_recipe
-from cytodino_hf.recovery import smaller_batch
+from cytodino_hf.run_folder import RunFolder
 from cytodino_hf.trainer import CytoTrainer
 
 ROOT = Path(__file__).parent.parent
@@ -333,3 +341,47 @@ def test_under_a_real_limit_of_memory_a_run_finds_the_batch_that_fits(
     assert batch["per_device_train_batch_size"] < 24
     assert batch["per_device_train_batch_size"] * batch["gradient_accumulation_steps"] == 24
     assert "not enough memory for 24 pictures at once x 1" in done.stderr
+
+
+def test_a_run_that_was_told_to_stop_does_not_start_again_for_what_fails_after(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job scheduler signals all processes: the one that reads images is dead before the step is done."""
+    compute, started = CytoTrainer.compute_loss, []
+
+    def told_and_failing(trainer: CytoTrainer, *args: Any, **kwargs: Any) -> Any:
+        if trainer.state.global_step == 3 and not started:
+            started.append(True)
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated.")
+        return compute(trainer, *args, **kwargs)
+
+    undisturbed, stopped = recipe_of("undisturbed"), recipe_of("stopped")
+    finetune(undisturbed)
+    with monkeypatch.context() as patch:
+        patch.setattr(CytoTrainer, "compute_loss", told_and_failing)
+        with pytest.raises(InterruptedTrainingError, match="stopped by SIGTERM; before the step") as stop:
+            finetune(stopped)
+    assert stop.value.exit_code == 143
+    finetune(stopped)
+    assert equal(undisturbed, stopped)
+
+
+def _remember_often(folder: Path, name: str) -> None:
+    run = RunFolder(folder)
+    for number in range(20):
+        run.remember(f"{name}{number}", number)
+
+
+def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
+    """Equal processes run out of memory in the same step."""
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_remember_often, args=(tmp_path, name)) for name in "ab"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    kept = json.loads((tmp_path / "run.json").read_text())
+    assert kept == {f"{name}{number}": number for name in "ab" for number in range(20)}
+    assert [file.name for file in tmp_path.iterdir()] == ["run.json"]

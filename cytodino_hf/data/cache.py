@@ -24,7 +24,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..files import push_to_disk
-from .images import DECODER_VERSION, read_file, read_rgb
+from .images import decoder_versions, read_file, read_rgb
 from .parallel import Died, usable_cores, work_through
 from .pictures import Pack
 from .user_cache import user_cache
@@ -92,11 +92,8 @@ def _look_at(files: Sequence[str]) -> np.ndarray:
 
 def _fingerprint(kind: Kind, root: Path, paths: Sequence[str], sizes: np.ndarray) -> str:
     """Of the files and of what turns them into pixels, whatever the order of the rows."""
-    import cv2
-    import PIL
-
     order = sorted(range(len(paths)), key=paths.__getitem__)
-    versions = [_FORMAT_VERSION, DECODER_VERSION, cv2.__version__, PIL.__version__]
+    versions = [_FORMAT_VERSION, *decoder_versions()]
     digest = hashlib.sha256(
         json.dumps([kind, versions, str(root.absolute()), [paths[i] for i in order]]).encode()
     )

@@ -45,6 +45,20 @@ _MACHINE_TROUBLE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _BYTES_LEFT_OVER = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 
 
+def decoder_versions() -> list[str]:
+    """What decides which files are read and every pixel of them; what was kept under others no longer holds."""
+    import cv2
+    import PIL
+    import simplejpeg
+
+    return [
+        f"decoder {DECODER_VERSION}",
+        f"opencv {cv2.__version__}",
+        f"pillow {PIL.__version__}",
+        f"simplejpeg {simplejpeg.__version__}",
+    ]
+
+
 def read_rgb(image: Mapping[str, Any] | str | Path, buffer: np.ndarray | None = None) -> np.ndarray:
     """Decode one image as `transformers.image_utils.load_image` does: turned by EXIF, alpha dropped.
 

@@ -69,7 +69,7 @@ def divide(images: CellImages, scan: Scan, data: DataSection, *, needs_validatio
         split=data.split,
         fractions=data.fractions.model_dump(),
         seed=data.split_seed,
-        duplicates=scan.duplicates() if looks else None,
+        duplicates=scan.duplicates if looks else None,
     )
     if not split.images.fold("train").labels:
         raise DataError(f"{images.root}: the split leaves no image to train on")

@@ -1,4 +1,4 @@
-"""Hear what a C library says on the process's stderr: the only place where libjpeg tells that a picture is damaged."""
+"""Hear what a C library says on the process's stderr: the only place where OpenCV tells that a picture is damaged."""
 
 from __future__ import annotations
 

@@ -13,6 +13,8 @@ from itertools import pairwise
 from multiprocessing.connection import wait
 from typing import Any, Generic, TypeVar
 
+from ..errors import DataError
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -65,6 +67,11 @@ def work_through(
         for chunk, results in _run(function, items, chunks, workers, suspects):
             done.add(chunk)
             yield from zip(chunk, results, strict=True)
+        if not done and not suspects:
+            raise DataError(
+                "the processes that read images die before they begin: too little memory, or a limit on processes; "
+                "free some, or work with one (`--workers 1` of `cytodino data check`)"
+            )
         for place in sorted(suspects):
             alone = list(_run(function, items, [range(place, place + 1)], 1, set()))
             yield place, alone[0][1][0] if alone else Died(items[place])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -106,14 +108,26 @@ class Pack:
     def _mapped(self) -> pa.Buffer:
         import pyarrow as pa
 
-        with pa.memory_map(str(self.file)) as source:
+        with self._named(), pa.memory_map(str(self.file)) as source:
             return source.read_buffer(source.size())
 
     @cached_property
     def _table(self) -> pa.Table:
         import pyarrow as pa
 
-        return pa.ipc.open_file(self._mapped).read_all()
+        with self._named():
+            return pa.ipc.open_file(self._mapped).read_all()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        import pyarrow as pa
+
+        try:
+            yield
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(
+                f"{self.file}: the kept pictures cannot be read ({error}); remove the file, and it is made anew"
+            ) from error
 
     @cached_property
     def _memory(self) -> np.ndarray:

@@ -68,9 +68,7 @@ class ExactTrainer(Trainer):
         size, processes = self._train_batch_size, self.args.world_size
         images, accumulation = len(self.sampler), self.args.gradient_accumulation_steps
         # As Trainer and accelerate count them: batches go round the processes, the last round is filled up.
-        batches = images // size if self.args.dataloader_drop_last else math.ceil(images / size)
-        rounds = batches // processes if self.args.dataloader_drop_last else math.ceil(batches / processes)
-        steps_per_epoch = max(1, math.ceil(rounds / accumulation))
+        steps_per_epoch = math.ceil(math.ceil(math.ceil(images / size) / processes) / accumulation)
         first = self.state.global_step % steps_per_epoch * accumulation
         return [
             [min(max(images - (number * processes + rank) * size, 0), size) for rank in range(processes)]

@@ -30,6 +30,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self._received = 0
+        self._listener = 0
         self._group: Any = None
         self._flag: Any = None
         self._pending: Any = None
@@ -40,6 +41,7 @@ class Interruption:
         import torch.distributed as dist
 
         self._received = 0
+        self._listener = os.getpid()
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             # On the host: agreeing must never wait for a GPU.
             self._group = dist.new_group(backend="gloo")
@@ -57,6 +59,8 @@ class Interruption:
                 signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
     def _note(self, number: int, frame: Any) -> None:
+        if os.getpid() != self._listener:
+            return  # a reading process, forked with this handler: its parent ends it
         # A launcher repeats Ctrl+C to its processes, so only a lone process takes the second as "now".
         if number == signal.SIGINT and self._received and self._group is None:
             raise KeyboardInterrupt
@@ -75,6 +79,10 @@ class Interruption:
         answer = self._answer()
         self._ask()
         return answer
+
+    def received_alone(self) -> int:
+        """The signal a lone process was given, or 0: what it fails of afterwards may be the signal's doing."""
+        return self._received if self._group is None else 0
 
     def asked_at_the_end(self) -> int:
         """As `asked`, when no step follows: waits for the answer."""
@@ -97,6 +105,25 @@ class Interruption:
         self._pending.wait()
         self._pending = None
         return int(self._flag)
+
+
+def stop_after_failure(number: int, error: Exception, run: Path) -> None:
+    """Leave a training that failed after it was told to stop: the signal may have gone to its helpers as well.
+
+    Args:
+        number: The signal.
+        error: What it failed of.
+        run: The RUN folder, for the message.
+
+    Raises:
+        InterruptedTrainingError: Always.
+    """
+    raise InterruptedTrainingError(
+        f"stopped by {signal.Signals(number).name}; before the step was done and saved it failed "
+        f"({type(error).__name__}: {' '.join(str(error).split())[:200]}). The same command goes on from the newest "
+        f"checkpoint of {run}",
+        exit_code=128 + number,
+    ) from error
 
 
 def stop(number: int, step: int, run: Path) -> None:

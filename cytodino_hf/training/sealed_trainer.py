@@ -14,9 +14,9 @@ from torch import nn
 from transformers.trainer_callback import ExportableState, TrainerControl
 
 from ..checkpoints import Checkpoints
-from ..errors import CheckpointError
+from ..errors import CheckpointError, CytoDinoError
 from .exact_trainer import ExactTrainer
-from .interruption import Interruption, stop
+from .interruption import Interruption, stop, stop_after_failure
 from .processes import on_first_process
 from .seals import TRAINER_STATE, read_manifest, verify
 
@@ -46,6 +46,12 @@ class SealedTrainer(ExactTrainer):
         self._interruption = Interruption()
         self._sealed_step: int | None = None
 
+    @property
+    def plain_model(self) -> nn.Module:
+        """The model without the wrappers of torch.compile and of data-parallel training."""
+        model: nn.Module = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return model
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's; a SIGTERM or the first Ctrl+C ends it with a sealed checkpoint.
 
@@ -56,7 +62,15 @@ class SealedTrainer(ExactTrainer):
         """
         self._sealed_step = None
         with self._interruption.listening():
-            result = super().train(*args, **kwargs)
+            try:
+                result = super().train(*args, **kwargs)
+            except CytoDinoError:
+                raise
+            except Exception as error:
+                # A signal to all processes of a job ends the ones that read images too: no reason to start again.
+                if number := self._interruption.received_alone():
+                    stop_after_failure(number, error, self.checkpoints.run)
+                raise
             # All is saved; what would follow is scoring.
             if number := self._interruption.asked_at_the_end():
                 stop(number, self.state.global_step, self.checkpoints.run)
@@ -120,7 +134,7 @@ class SealedTrainer(ExactTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         from safetensors.torch import save_file
 
-        module = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        module = self.plain_model
         tensors = {n: p.detach().contiguous() for n, p in module.named_parameters() if p.requires_grad}
         save_file(tensors, Path(output_dir or self.args.output_dir) / WEIGHTS, metadata={"format": "pt"})
 
@@ -174,7 +188,7 @@ class SealedTrainer(ExactTrainer):
     def _load_weights(self, folder: Path) -> None:
         from safetensors.torch import load_file
 
-        module = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        module = self.plain_model
         result = module.load_state_dict(load_file(folder / WEIGHTS), strict=False)
         # Frozen weights are not in a checkpoint on purpose; anything else missing is an error.
         frozen = {name for name, p in module.named_parameters() if not p.requires_grad}

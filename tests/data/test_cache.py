@@ -22,6 +22,7 @@ from cytodino_hf.data import cache
 from cytodino_hf.data.cache import pack_images
 from cytodino_hf.data.dataset import CellDataset, collate
 from cytodino_hf.data.images import read_rgb
+from cytodino_hf.data.inspection.scan_cache import ScanCache
 from cytodino_hf.data.pictures import pictures_of
 from cytodino_hf.data.samples import CellImages, build_cell_images
 from cytodino_hf.data.transforms import build_augmentation
@@ -141,6 +142,25 @@ def test_a_file_that_changes_makes_another_one(images: CellImages, kept: Path) -
     assert len(files(kept)) == 3
     pack_images(images.select(range(20)), "pixels")
     assert len(files(kept)) == 4
+
+
+def test_another_decoder_makes_another_one(
+    images: CellImages, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack_images(images, "pixels")
+    scan_version = ScanCache(images.root, 1).version
+    monkeypatch.setattr("simplejpeg.__version__", "0.0")
+    pack_images(images, "pixels")
+    assert len(files(kept)) == 2
+    assert ScanCache(images.root, 1).version != scan_version
+
+
+@pytest.mark.parametrize("content", [b"", b"no pictures" * 500])
+def test_a_damaged_file_is_named_with_the_remedy(images: CellImages, kept: Path, content: bytes) -> None:
+    packed = pack_images(images, "pixels")
+    (kept / files(kept)[0]).write_bytes(content)
+    with pytest.raises(DataError, match=r"\.arrow: the kept pictures cannot be read .* remove the file"):
+        pictures_of(packed).read(0)
 
 
 def test_sets_in_two_folders_are_two_files(tmp_path: Path, kept: Path) -> None:

@@ -212,7 +212,7 @@ def test_a_large_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
     assert time.process_time() - start < 0.05
 
 
-def test_what_is_plain_is_decoded_by_opencv_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_plain_is_decoded_without_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("Pillow was asked")
 

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from cytodino_hf.data import parallel
 from cytodino_hf.data.parallel import Died, work_through
+from cytodino_hf.errors import DataError
 
 DEADLY = (5, 40, 41, 399)
 
@@ -62,6 +64,17 @@ def test_an_item_gets_a_second_chance(tmp_path: Path) -> None:
     results = dict(work_through(die_once, items, workers=2))
     assert results[299] == "once"
     assert not any(isinstance(result, Died) for result in results.values())
+
+
+def test_processes_that_die_before_they_begin_are_an_error_and_not_tried_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def die(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(parallel, "_begin", die)
+    with pytest.raises(DataError, match="die before they begin"):
+        list(work_through(square, list(range(500)), workers=2))
 
 
 def test_an_error_reaches_the_caller() -> None:

@@ -90,14 +90,14 @@ def check_image_set(
     head = {"root": data.root, "source": data.source}
     try:
         found = index_images(data, source_options)
-    except (DataError, ValueError, OSError) as error:
+    except DataError as error:
         return SetCheck(_stopped(head, str(error)))
     whole = scan_images(found, workers=workers)
     try:
         images, scan, notes = leave_out_rejected(found, whole)
     except DataError as error:
         return SetCheck(_stopped(head, str(error)) | _rejected(found, whole))
-    duplicates = scan.duplicates()
+    duplicates = scan.duplicates
     problems, split_notes = _what_a_training_says(images, scan, data)
     clusters = _mixed_first(images, duplicates)
     measures = {name: scan.numbers(name) for name in MEASURES}

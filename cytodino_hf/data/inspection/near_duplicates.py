@@ -28,6 +28,8 @@ LEAST_SIMILARITY = 0.8
 # certain up to 7 bits and nearly always up to 12; turned copies, where no bit of some part changed (certain up to 3).
 _PARTS, _PART_BITS = 4, 16
 _CHUNK_PAIRS = 4_000_000
+# Of thousands of frames of one picture every pair is alike; a few hundred of each join them all.
+_MOST_PARTNERS = 256
 _CHUNK_COMPARED = 20_000
 # Spares 95 of 100 candidates the dear comparison; copies of the kinds above correlate by .95 and more.
 _LEAST_CORRELATION = 0.9
@@ -196,7 +198,11 @@ def _equal_part(asked: np.ndarray, hashes: np.ndarray, part: int, changed_bits: 
             ahead = rows < others
             rows, others = rows[ahead], others[ahead]
             near = np.bitwise_count(asked[rows] ^ hashes[others]) <= MOST_DIFFERENT_BITS
-            yield rows[near] * count + others[near]
+            rows, others = rows[near], others[near]
+            # Rows stand in order, so the place among a row's partners is counted from its first.
+            rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
+            kept = rank < _MOST_PARTNERS
+            yield rows[kept] * count + others[kept]
 
 
 def _row_chunks(ends: np.ndarray) -> Iterator[tuple[int, int]]:

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +91,7 @@ class Scan:
         """Only some rows."""
         return Scan(self.table.take(np.asarray(rows, dtype=np.int64)))
 
+    @cached_property
     def duplicates(self) -> Duplicates:
         """Exact and near-duplicates; only of a scan without rejected files."""
         return find_duplicates(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..images import DECODER_VERSION
+from ..images import decoder_versions
 from ..user_cache import user_cache
 from .perceptual_hash import THUMBNAIL_PX
 
@@ -38,14 +38,10 @@ class ScanCache:
     """
 
     def __init__(self, root: Path, scanner_version: int) -> None:
-        import cv2
-        import PIL
-
         self.root = root
         name = hashlib.sha256(str(root.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
         self.file = user_cache("scans") / f"{name}.parquet"
-        decoders = f"decoder {DECODER_VERSION}, opencv {cv2.__version__}, pillow {PIL.__version__}"
-        self.version = f"scanner {scanner_version}, {decoders}"
+        self.version = ", ".join([f"scanner {scanner_version}", *decoder_versions()])
 
     @cached_property
     def schema(self) -> pa.Schema:

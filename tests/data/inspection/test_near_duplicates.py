@@ -125,6 +125,20 @@ def test_thousands_of_copies_of_one_file_cost_no_more_than_others(cells: list[np
     assert time.process_time() - started < 2
 
 
+def test_thousands_of_frames_of_one_cell_are_one_cluster_without_every_pair(cells: list[np.ndarray]) -> None:
+    """Frames of a film: no two have the same bytes, every two are alike."""
+    frames = [
+        np.clip(thumbnail(cells[0]).astype(int) + np.random.default_rng(i).integers(-1, 2, (32, 32)), 0, 255)
+        for i in range(1500)
+    ]
+    small = np.stack(frames).astype(np.uint8)
+    hashes = pack_signs(np.stack([wave_signs(frame) for frame in small]))
+    names = [str(i).encode() for i in range(len(small))]
+    found = find_duplicates(names, names, hashes, small, np.full(len(small), 9.0))
+    assert found.clusters() == [list(range(1500))]
+    assert len(found.first) < 1500 * 1499 / 4
+
+
 def test_empty_fields_are_not_one_picture() -> None:
     rng = np.random.default_rng(0)
     grounds = np.clip(rng.normal(230, 2, (20, 250, 250, 3)), 0, 255).astype(np.uint8)
