@@ -285,7 +285,7 @@ def test_the_command_is_repeated_without_folders() -> None:
         "cytodino benchmark data --no-memory --images ROOT --images-name 'MLL, 1,400 images'"
     )
     quick = check_settings(StepSettings, {"quick": True, "batch_sizes": (64,), "rounds": 9, "compile": True})
-    assert command_line("step", quick) == "cytodino benchmark step --quick --compile"
+    assert command_line("step", quick) == "cytodino benchmark step --quick --device cpu --compile"
 
 
 @pytest.mark.parametrize(
@@ -349,7 +349,7 @@ def test_every_benchmark_runs_and_writes_both_forms(
     assert not stop.value.code
     result = Result.model_validate_json((tmp_path / "out.json").read_text())
     assert result.benchmark == name
-    images = " --images ROOT --images-name 'coloured squares'" if reads_images else ""
+    images = " --images ROOT --images-name 'coloured squares' --device cpu" if reads_images else ""
     assert result.command == f"cytodino benchmark {name} --quick{images}"
     assert str(tmp_path) not in (tmp_path / "out.json").read_text()
     assert all(len(row.rounds) == result.settings["rounds"] for row in result.rows)
