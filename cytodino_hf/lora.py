@@ -209,8 +209,8 @@ def merged_for_evaluation(model: nn.Module, dtype: torch.dtype | None = None) ->
 
     Args:
         model: Any model; one without LoRA only gets the cast.
-        dtype: What autocast computes in: the backbone's linear weights are cast once instead of at every call, to
-            the very numbers autocast would use. None keeps float32.
+        dtype: What autocast computes in: the backbone's frozen linear weights are cast once instead of at every
+            call, to the very numbers autocast would use. None keeps float32.
     """
     aside: list[tuple[nn.Parameter, torch.Tensor]] = []
     layers = _lora_layers(model)
@@ -223,7 +223,9 @@ def merged_for_evaluation(model: nn.Module, dtype: torch.dtype | None = None) ->
                 if layer is not None:
                     with torch.autocast(value.device.type, enabled=False):
                         value = value + layer.get_delta_weight(_ADAPTER)
-                if dtype is not None:
+                # Never what trains: another dtype would take the parameter's place in the graph, and with it the
+                # hook by which data-parallel training learns of its gradient.
+                if dtype is not None and not parameter.requires_grad:
                     value = value.to(dtype)
                 aside.append((parameter, parameter.data))
                 parameter.data = value

@@ -168,6 +168,7 @@ def child(work: Callable[[dict[str, Any], int], None], job: dict[str, Any], rank
     code = 0
     try:
         join(rank, job.get("processes", 1), port)
+        os.environ.update(job.get("environment", {}))
         work(job, rank)
     except CytoDinoError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")

@@ -286,6 +286,24 @@ def expected_order(run: Path, epoch: int) -> list[int]:
     return [row for row, _, _ in sampler]
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_evaluations_do_not_disturb_training_in_bfloat16(runs: Runs, method: str) -> None:
+    """Weights that are cast for an evaluation must come back with what data-parallel training hangs on them."""
+    losses = {}
+    for every in (2, 6):
+        run = runs.folder / f"bf16 {method} {every}"
+        sections = PLAIN | {
+            "model": PLAIN["model"] | {"method": method},
+            "training": PLAIN["training"]
+            | {"max_steps": 6, "logging_steps": 1, "eval_steps": every, "save_steps": every},
+        }
+        recipe = runs.recipe(run, **sections)
+        runs.start(run, recipe, 2, environment={"ACCELERATE_MIXED_PRECISION": "bf16"})
+        losses[every] = [row["loss"] for row in log_of(run) if "loss" in row]
+    assert len(losses[2]) == 6
+    assert losses[2] == losses[6]
+
+
 def test_processes_draw_different_random_numbers(pair: tuple[Path, Path]) -> None:
     first, second = (json.loads((pair[1] / f"{rank}.json").read_text()) for rank in (0, 1))
     assert not {state for *_, state in first} & {state for *_, state in second}
