@@ -155,13 +155,14 @@ def flops_of(backbone: str, *, with_backward: bool, merged: bool = False) -> tup
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    from cytodino_hf.memory import remember_positions
     from cytodino_hf.model_builder import merge
 
     with torch.device("meta"):
         published = build_published(backbone, attention="eager")
         ours = build_ours(benchmark_recipe(backbone, 1, Path("unused"), attention="eager"))
         model = merge(ours) if merged else ours
-    _remember_positions(published.backbone.get_base_model().rope_embeddings)
+    remember_positions(published.backbone.get_base_model(), IMAGE_SIZE_PX)
     # A CPU in name: some operations ask for the device and do not know `meta`.
     with FakeTensorMode(allow_non_fake_inputs=True):
         pixels = torch.zeros(1, 3, IMAGE_SIZE_PX, IMAGE_SIZE_PX)
@@ -170,11 +171,6 @@ def flops_of(backbone: str, *, with_backward: bool, merged: bool = False) -> tup
             _count_flops(lambda: published(pixels), with_backward),
             _count_flops(lambda: model(pixel_values=pixels).logits, with_backward),
         )
-
-
-def _remember_positions(rope: Any) -> None:
-    # DINOv3 keeps patch coordinates for the whole process: asked for once with values, it never keeps any without.
-    type(rope)(rope.config)(torch.zeros(1, 3, IMAGE_SIZE_PX, IMAGE_SIZE_PX))
 
 
 def _count_flops(forward: Callable[[], torch.Tensor], with_backward: bool) -> float:

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +59,7 @@ def _draw(root: Path) -> Pictures:
     draw_image_set(
         root, cells=_DRAWN_CELLS, seed=_DRAWING_SEED, imbalance_power=0.0, patients=_DRAWN_PATIENTS, workers=1
     )
-    images = replace(load_folder(root), is_drawn=True)
+    images = load_folder(root)
     files = [root / path for path in images.column("path")]
     for file in files:
         picture = Image.open(file)

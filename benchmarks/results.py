@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cytodino_hf import files
+
 from .machine import describe_machine, describe_versions
 from .rounds import Ratio, Round, Spread, speed_up, spread
 
@@ -72,7 +74,7 @@ class Result(Part):
     title: str
     date: str
     command: str
-    clock: Literal["cpu_s", "wall_s", "device_s"]
+    clock: Literal["cpu_s", "device_s"]
     settings: dict[str, Any]
     machine: dict[str, str | int | float]
     versions: dict[str, str]
@@ -137,12 +139,12 @@ def to_markdown(result: Result) -> str:
 
 def _table(result: Result, table: str, rows: list[Row]) -> list[str]:
     unit = rows[0].unit
-    scale, small = (1e6, "us") if unit in ("image", "file") else (1e3, "ms")
+    scale, small = (1e6, "us") if unit == "image" else (1e3, "ms")
     if result.benchmark in ("step", "predict"):
         scale, small = 1e3, "ms"
     has_peak = any(row.flops_per_unit for row in rows)
     has_memory = any(row.memory_bytes for row in rows)
-    clock = {"cpu_s": f"{unit}s/s/core", "wall_s": f"{unit}s/s", "device_s": f"{unit}s/s"}[result.clock]
+    clock = {"cpu_s": f"{unit}s/s/core", "device_s": f"{unit}s/s"}[result.clock]
     head = [table, f"{small}/{unit}: median (quartiles) [range]", clock, "times as fast (95 %)"]
     head += ["of matrix peak"] * has_peak + ["peak MiB"] * has_memory
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
@@ -186,11 +188,7 @@ def _circumstances(result: Result) -> list[str]:
     if result.clock == "device_s":
         where = f"{machine['gpu']}, {machine['gpu_memory_gib']} GiB; {where}"
     lines = [f"{result.date}; {where}; load at the start {machine['load_at_start']}."]
-    clock = {
-        "cpu_s": "CPU time of the process",
-        "wall_s": "time on the clock",
-        "device_s": "time between two events on the GPU",
-    }[result.clock]
+    clock = "CPU time of the process" if result.clock == "cpu_s" else "time between two events on the GPU"
     threads = result.settings.get("threads")
     count = len(result.rows[0].rounds)
     lines.append(f"{count} rounds, {clock}" + (f", threads: {threads}." if threads else "."))
@@ -230,5 +228,4 @@ def update_results(path: Path, result: Result) -> None:
 
 def write_json(path: Path, result: Result) -> None:
     """Every raw round and all circumstances, as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    files.write_json(path, result.model_dump(mode="json"))

@@ -82,5 +82,17 @@ class WorkerKilledError(CytoDinoError):
     """The system ended a process that reads images: names the signal, the likely cause and the remedy."""
 
 
+class MachineError(CytoDinoError):
+    """The machine could not read a file that may well be sound: names the file, the cause and the remedy."""
+
+
 class NotEnoughMemoryError(CytoDinoError):
     """The memory of the GPU or the machine does not suffice: names the sizes and the remedy."""
+
+
+class WeightsFileError(CytoDinoError):
+    """A file of weights is damaged, of another kind, or holds another model than was said; names file and tensors."""
+
+
+class CollapseError(CytoDinoError):
+    """A pretraining has collapsed: what was seen, and what to change."""

@@ -25,9 +25,8 @@ from .model_builder import unwrap
 CARD_BYTES = 15 * 10**9
 # Adam's two moments of a float32 weight.
 _MOMENTS = 8
-# What the allocators take beyond the tensors, as a share of what comes and goes in a step. CPU: the heap's holes,
-# measured 0.6 to 0.95 (glibc 2.36 with `use_large_pages`, ViT-S, 4 to 16 pictures, LoRA, head and full, float32 and
-# bf16; more with checkpointed activations, which are little).
+# What the allocators take beyond the tensors, as a share of what comes and goes in a step. CPU: the holes of glibc's
+# heap with `use_large_pages`; `tests/test_memory.py` holds the estimate against the peaks of real trainings.
 # GPU: assumed for torch's caching allocator, not measured.
 _CPU_SLACK, _GPU_SLACK = 0.85, 0.10
 # CPU: kernels that are compiled on first use. GPU: context, kernels and workspaces (the usual size, not measured).
@@ -101,7 +100,7 @@ def estimate_memory(
     if checkpointing:
         model.gradient_checkpointing_enable()  # type: ignore[operator]
         model.train()
-    _remember_positions(unwrap(model).backbone, image_size_px)
+    remember_positions(unwrap(model).backbone, image_size_px)
     dtype = torch.bfloat16 if autocast else None
     with FakeTensorMode(allow_non_fake_inputs=True):
         model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
@@ -147,9 +146,15 @@ def _evaluation_peak(
     return storages.peak
 
 
-def _remember_positions(backbone: nn.Module, side: int) -> None:
-    # DINOv3 keeps the coordinates of the patches in a cache of the whole process. Asked for once with real tensors,
-    # it never holds a fake one.
+def remember_positions(backbone: nn.Module, side: int) -> None:
+    """Have the coordinates of the patches computed with values, before tensors without any come to the backbone.
+
+    DINOv3 keeps them for the whole process: asked for once with real tensors, it never holds a fake one.
+
+    Args:
+        backbone: Any; only one with rotary positions has something to keep.
+        side: Of the pictures, in pixels.
+    """
     if (positions := getattr(backbone, "rope_embeddings", None)) is not None:
         type(positions)(positions.config)(torch.zeros(1, 3, side, side))
 

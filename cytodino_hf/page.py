@@ -8,11 +8,15 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 
 def render_template(template: Path, filters: Mapping[str, Callable[..., Any]], **values: Any) -> str:
@@ -20,7 +24,8 @@ def render_template(template: Path, filters: Mapping[str, Callable[..., Any]], *
 
     Args:
         template: The file.
-        filters: Besides `flat` (nested entries for a table) and `show` (a value as a person writes it).
+        filters: Besides `flat` (nested entries for a table), `show` (a value as a person writes it) and `breakable`
+            (a dotted name that is broken at its joints).
         values: What the template names; a name it does not know is an error.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -32,7 +37,7 @@ def render_template(template: Path, filters: Mapping[str, Callable[..., Any]], *
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update({"flat": _flat, "show": _show, **filters})
+    environment.filters.update({"flat": _flat, "show": _show, "breakable": _breakable, **filters})
     return environment.get_template(template.name).render(**values)
 
 
@@ -70,6 +75,13 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
         else:
             rows.append((f"{prefix}{key}", entry))
     return rows
+
+
+def _breakable(name: str) -> Markup:
+    """A name whose line breaks stand after a dot or an underscore, where there is room for the parts."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"([._])(?=.)", r"\1<wbr>", str(escape(name))))
 
 
 def _show(value: Any) -> str:

@@ -3,7 +3,8 @@
 `bytes` keeps the files as they are: many small files of a slow disk become one, decoding is still to do. `pixels`
 keeps the decoded pictures: reading one is a copy. The file is an Arrow table (`path`, `height`, `width`,
 `content`; see `pictures.py`), named by what it was made of: an image that changes, comes or goes makes another file.
-It gets its name when it is whole, so that one half made by a run that was killed is never read.
+It gets its name when it is whole, so that one half made by a run that was killed is never read. Older files are the
+user's to delete (a run may be reading them); each new one says where they are and how much they take.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import hashlib
 import json
 import logging
 import os
+import shlex
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -40,6 +43,8 @@ Kind = Literal["bytes", "pixels"]
 
 # Another number makes every file be made anew.
 _FORMAT_VERSION = 1
+# A half-made file is written to all the time; one this old belongs to a process that is gone.
+_ABANDONED_SECONDS = 24 * 3600.0
 # Pictures whose size is looked at before all are decoded.
 _SIZES_SAMPLED = 200
 # What is on its way from the decoding processes to the file at once.
@@ -51,7 +56,7 @@ def pack_images(images: CellImages, kind: Kind, *, workers: int | None = None) -
     """The same images, read from one file of the user's cache; it is made first where it is not there yet.
 
     Args:
-        images: All rows that will be used.
+        images: The whole set, whatever the split takes of it: then all splits of the set read one file.
         kind: `bytes` or `pixels`.
         workers: Processes that read; as many as there are cores by default.
 
@@ -131,6 +136,7 @@ def _make(
 
     partial = target.with_suffix(".partial")  # a killed run may have left one
     partial.unlink(missing_ok=True)
+    _remove_abandoned(target.parent)
     free = shutil.disk_usage(target.parent).free
     logger.warning("%d images take about %.1f GB as %s in %s", len(paths), expected / 1e9, kind, target)
     if expected > free:
@@ -148,6 +154,18 @@ def _make(
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+    held = sum(file.stat().st_size for file in target.parent.glob("*.arrow"))
+    logger.warning(
+        "kept pictures take %.1f GB now; delete them when no run reads them (what is needed is made anew): rm -r %s",
+        held / 1e9, shlex.quote(str(target.parent)),
+    )  # fmt: skip
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Half-made files that killed runs left."""
+    for partial in folder.glob("*.partial"):
+        if time.time() - partial.stat().st_mtime > _ABANDONED_SECONDS:
+            partial.unlink(missing_ok=True)
 
 
 def _write(

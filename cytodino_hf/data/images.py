@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from ..errors import DataError
+from ..errors import DataError, MachineError
 from .image_layout import BadLayoutError, read_layout
 from .native_stderr import decoder_lines
 
@@ -40,8 +40,14 @@ _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 _TIFF_BITS, _TIFF_SAMPLE_FORMAT, _UNSIGNED = 258, 339, 1
 # libjpeg goes on after these and fills what is missing with grey or garbage.
 _DAMAGE = re.compile("Corrupt JPEG data|Premature end|Inconsistent progression|Invalid SOS")
-# Not the file's fault: a good image must not be left out because the process ran out of descriptors or memory.
-_MACHINE_TROUBLE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+# Not the file's fault: a good image must not be left out because the process ran out of descriptors or memory, or
+# because a disk or its connection failed for a moment.
+_MACHINE_TROUBLE = {
+    errno.EMFILE: "close other programs, or raise the limit on open files (`ulimit -n`)",
+    errno.ENFILE: "close other programs, or raise the system's limit on open files (fs.file-max)",
+    errno.ENOMEM: "free some memory, or set fewer training.dataloader_num_workers",
+    errno.EIO: "check the disk and its connection (`dmesg` names it); where only this file fails, copy it anew",
+}
 _BYTES_LEFT_OVER = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 
 
@@ -73,6 +79,7 @@ def read_rgb(image: Mapping[str, Any] | str | Path, buffer: np.ndarray | None = 
     Raises:
         DataError: Missing, damaged, cut short, too large, too small, deeper than 8 bits, of a kind that is not read,
             or of one colour; names the file.
+        MachineError: See `read_file`.
     """
     return read_rgb_and_notes(image, buffer)[0]
 
@@ -91,6 +98,7 @@ def read_rgb_and_notes(
 
     Raises:
         DataError: See `read_rgb`.
+        MachineError: See `read_file`.
     """
     path, content = (image["path"], image["bytes"]) if isinstance(image, Mapping) else (str(image), None)
     name = path if path is not None else "an image in memory"
@@ -109,15 +117,25 @@ class _NotUsableError(Exception):
 
 
 def read_file(path: str) -> bytes:
-    """All bytes of a regular file. A pipe is refused and not waited for."""
+    """All bytes of a regular file. A pipe is refused and not waited for.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        DataError: It is missing, may not be read, is too large or no regular file; names it.
+        MachineError: The machine could not read it, which says nothing of the file; names it.
+    """
     try:
         # Without O_NONBLOCK opening a pipe waits for a writer, for ever.
         file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except (OSError, ValueError) as error:
-        if getattr(error, "errno", None) in _MACHINE_TROUBLE:
-            raise
+        _blame_the_machine(path, error)
         raise DataError(f"{path}: cannot be read ({error}); check its permissions, or remove it") from error
     try:
         status = os.fstat(file)
@@ -130,9 +148,17 @@ def read_file(path: str) -> bytes:
         with os.fdopen(file, "rb", closefd=False) as opened:
             return opened.read()
     except OSError as error:
+        _blame_the_machine(path, error)
         raise DataError(f"{path}: cannot be read ({error}); copy it anew, or remove it") from error
     finally:
         os.close(file)
+
+
+def _blame_the_machine(path: str, error: OSError | ValueError) -> None:
+    """Raise the error that leaves the file blameless, where it is."""
+    if remedy := _MACHINE_TROUBLE.get(getattr(error, "errno", None) or 0):
+        reason = getattr(error, "strerror", None) or error
+        raise MachineError(f"{path}: cannot be read now ({reason}); {remedy}, then start again") from error
 
 
 def _decode(content: bytes, buffer: np.ndarray | None = None) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -34,7 +34,9 @@ def load_split(recipe: Recipe) -> Split:
     refuse_too_many_rejected(images, data.max_rejected_share)
     split = divide(images, scan, data, needs_validation=recipe.training.eval_strategy != "no")
     if data.cache != "none":
-        split = replace(split, images=pack_images(split.images, data.cache))
+        # The file holds the whole set, so that another split of it reads the same one.
+        pack = pack_images(images, data.cache).pack
+        split = replace(split, images=replace(split.images, pack=pack))
     return replace(split, notes=(*notes, *split.notes))
 
 

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
     from .pictures import Pack
 
+#: A set with this file beside its class folders was drawn by `cytodino data draw`, whatever source reads it.
+DRAWN_RECORD = "drawn.json"
+_DRAWN_ATTRIBUTION = "Drawn by cytodino_hf: synthetic cells, no real patient"
+
 #: Folds and what each is for: fit; model choice; temperature, thresholds, conformal; scored once.
 FOLDS = ("train", "validation", "calibration", "test")
 
@@ -156,7 +160,6 @@ def build_cell_images(
     folds: Sequence[str | None] | None = None,
     ids: Sequence[str] | None = None,
     attribution: str = "",
-    is_drawn: bool = False,
     rejected: Sequence[RejectedImage] = (),
 ) -> CellImages:
     """Make the table from plain columns, sorted by path: the order never depends on the disk.
@@ -166,6 +169,7 @@ def build_cell_images(
         labels: Class code of each path.
         taxonomy: Taxonomy the codes come from; narrowed to the classes present.
         ids: Unique names; by default the path without its suffix, with it where two would be the same.
+        attribution: Whose images these are. A drawn set (`DRAWN_RECORD` in `root`) says so itself.
 
     Raises:
         DataError: No image, a class the taxonomy does not know (names them all), or a path or an id that
@@ -198,13 +202,14 @@ def build_cell_images(
         "label": pc.index_in(_text(labels), _text(present.codes)),
     }
     order = pc.sort_indices(path)
+    is_drawn = (Path(root) / DRAWN_RECORD).is_file()
     return CellImages(
         dataset=_dataset({name: values.take(order) for name, values in columns.items()}, present, root),
         taxonomy=present,
         root=Path(root),
         source=source,
         group_kind=group_kind,
-        attribution=attribution,
+        attribution=_DRAWN_ATTRIBUTION if is_drawn else attribution,
         is_drawn=is_drawn,
         rejected=tuple(rejected),
     )

@@ -164,7 +164,8 @@ def draw_class_f1(
         is_critical: (K,) bool.
     """
     order = np.argsort(-np.asarray(values), kind="stable")
-    figure = new_figure(7.5, max(2.0, 0.25 * len(names) + 1.0))
+    # Narrow enough to be read on a telephone.
+    figure = new_figure(4.8, max(2.0, 0.25 * len(names) + 1.0))
     axes = figure.subplots()
     places = np.arange(len(names))
     groups = ((~is_critical, BLUE, "o", "other classes"), (is_critical, VERMILLION, "D", "critical classes"))

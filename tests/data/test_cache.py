@@ -144,6 +144,19 @@ def test_a_file_that_changes_makes_another_one(images: CellImages, kept: Path) -
     assert len(files(kept)) == 4
 
 
+def test_half_made_files_of_killed_runs_are_removed_after_a_day(
+    images: CellImages, kept: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept.mkdir(parents=True)
+    for name, hours in (("pixels-old", 25), ("bytes-young", 23)):
+        (kept / f"{name}.partial").write_bytes(b"half")
+        os.utime(kept / f"{name}.partial", (time.time() - hours * 3600,) * 2)
+    with caplog.at_level(logging.WARNING):
+        pack_images(images, "pixels")
+    assert [path.name for path in kept.glob("*.partial")] == ["bytes-young.partial"]
+    assert f"rm -r {kept}" in caplog.text
+
+
 def test_another_decoder_makes_another_one(
     images: CellImages, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import pickle
 import struct
 import subprocess
 import sys
@@ -22,8 +23,9 @@ from PIL import Image, ImageFile
 from cytodino_hf.data import images
 from cytodino_hf.data.image_layout import read_layout
 from cytodino_hf.data.images import MAX_BYTES, MAX_PIXELS, read_rgb, read_rgb_and_notes
+from cytodino_hf.data.inspection.scan import look_at
 from cytodino_hf.data.native_stderr import decoder_lines
-from cytodino_hf.errors import DataError
+from cytodino_hf.errors import DataError, MachineError
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (16, 12)) -> Image.Image:
@@ -151,21 +153,34 @@ def test_a_disk_that_fails_while_reading_is_named(tmp_path: Path, monkeypatch: p
     path = save(tmp_path / "cell.jpg", picture())
     before = os.listdir("/proc/self/fd") if sys.platform == "linux" else []
     monkeypatch.setattr(os, "fstat", fail)
-    with pytest.raises(DataError, match=r"cell\.jpg: cannot be read .*Input/output error"):
+    with pytest.raises(MachineError, match=r"cell\.jpg: cannot be read now \(Input/output error\)"):
         read_rgb(path)
     monkeypatch.undo()
     assert len(before) == (len(os.listdir("/proc/self/fd")) if before else 0), "the file was left open"
 
 
-def test_a_machine_out_of_descriptors_does_not_cost_an_image(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.EMFILE, "ulimit -n"),
+        (errno.ENFILE, "fs.file-max"),
+        (errno.ENOMEM, "free some memory"),
+        (errno.EIO, "check the disk"),
+    ],
+)
+def test_a_machine_in_trouble_does_not_cost_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str
 ) -> None:
+    """A scan leaves out what raises a `DataError`; this must stop it, and is still told as a user reads errors."""
+
     def refuse(path: str, flags: int) -> int:
-        raise OSError(errno.EMFILE, "Too many open files", path)
+        raise OSError(number, os.strerror(number), path)
 
     monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(OSError, match="Too many open files"):
-        read_rgb(tmp_path / "cell.jpg")
+    with pytest.raises(MachineError, match=r"cell\.jpg: cannot be read now .*" + remedy) as raised:
+        look_at(str(tmp_path / "cell.jpg"))
+    assert not isinstance(raised.value, DataError)
+    assert pickle.loads(pickle.dumps(raised.value)).args == raised.value.args  # it crosses from a worker
 
 
 def claims(kind: str, width: int, height: int) -> bytes:

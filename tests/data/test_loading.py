@@ -17,7 +17,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from cytodino_hf.cli import main
+from cytodino_hf.data.images import read_rgb
 from cytodino_hf.data.loading import load_split
+from cytodino_hf.data.pictures import pictures_of
 from cytodino_hf.errors import DataError
 from cytodino_hf.evaluation.predictions import Predictions
 from cytodino_hf.finetune import finetune
@@ -228,3 +230,24 @@ def test_files_that_are_read_in_part_are_noted(clean: Path, tiny_recipe: Recipes
     assert any(
         note.startswith("1 image files: holds more than one") and "BLA/pages.tiff" in note for note in notes
     )
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pixels"])
+def test_all_splits_of_a_set_read_one_kept_file(
+    clean: Path, tiny_recipe: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Also those that leave images out; a row gets its own picture all the same."""
+    monkeypatch.setenv("CYTODINO_CACHE", str(tmp_path / "kept"))
+    names = sorted(str(path.relative_to(clean)) for path in clean.rglob("*.*"))
+    rows = [f"{name},{name[:3]},{'test' if i % 4 == 0 else 'train'}" for i, name in enumerate(names) if i % 3]
+    (tmp_path / "part.csv").write_text("\n".join(["path,label,fold", *rows]))
+    changes: list[dict[str, Any]] = [{}, {"split_seed": 1}, {"split": str(tmp_path / "part.csv")}]
+    for change in changes:
+        recipe = tiny_recipe(clean, tmp_path / "out", data={"cache": kind, **change})
+        recipe["training"] |= {"eval_strategy": "no", "save_strategy": "no"}
+        images = loaded(recipe).images
+        pictures = pictures_of(images)
+        for row, path in enumerate(images.column("path")):
+            np.testing.assert_array_equal(pictures.read(row), read_rgb(clean / path))
+    assert len(images.labels) == len(rows) < len(names)
+    assert len(list((tmp_path / "kept" / "pictures").glob("*.arrow"))) == 1

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from cytodino_hf.data.images import read_rgb
 from cytodino_hf.data.samples import CellImages
 from cytodino_hf.data.sources import SOURCES, Source
+from cytodino_hf.data.sources.synthetic import draw_image_set
 from cytodino_hf.errors import DataError
 from cytodino_hf.taxonomy import MLL
 
@@ -112,6 +113,20 @@ def test_a_class_unknown_to_the_taxonomy_stops_with_its_name(loaded: tuple[str, 
 def test_a_missing_folder_stops_with_its_name(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere"):
         SOURCES[name].load(tmp_path / "nowhere", MLL, SOURCES[name].options())
+
+
+@pytest.mark.parametrize("name", sorted(SOURCES))
+def test_a_drawn_set_is_called_drawn_whatever_reads_it(name: str, tmp_path: Path) -> None:
+    draw_image_set(tmp_path / "set", cells=420, seed=0, imbalance_power=0.25, patients=8, progress=False)
+    small = SMALL.get(name, {})
+    images = SOURCES[name].load(tmp_path / "set", MLL, SOURCES[name].options(**small))
+    assert images.is_drawn
+    assert "no real patient" in images.attribution
+    if name != "synthetic":
+        (tmp_path / "set" / "drawn.json").unlink()
+        images = SOURCES[name].load(tmp_path / "set", MLL, SOURCES[name].options(**small))
+        assert not images.is_drawn
+        assert "no real patient" not in images.attribution
 
 
 def test_the_table_of_sources_is_light_to_import() -> None:

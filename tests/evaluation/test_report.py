@@ -184,6 +184,26 @@ def test_drawn_images_and_groups_are_said_at_the_top(tmp_path: Path) -> None:
     assert build_report({}, _context())["notes"] == []
 
 
+def test_what_is_alike_is_said_once_and_long_lists_are_counted(tmp_path: Path) -> None:
+    recipe = {"model": {"backbone": None, "revision": "cafe", "backbone_config": {"num_hidden_layers": 2}}}
+    model = {"revision": "f00d"}
+    # every class is read as the next one: all have an F1 of 0
+    predictions = {"test": _predictions(LABELS, [(label + 1) % 4 for label in LABELS])}
+    report = write_report(tmp_path, predictions, _context(recipe=recipe, model=model), draws=100)
+    page = (tmp_path / "report.html").read_text()
+    assert "4 of 4 classes have an F1 of 0: BLA, LYT, NGS and 1 more." in page
+    assert "Source <strong>mll</strong>. Matek et al. 2021.</p>" in page
+    part = page[page.index("<h2>Model</h2>") : page.index("<h2>Training</h2>")]
+    assert re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", part) == [
+        ("model revision", "f00d"),
+        ("backbone revision", "cafe"),
+        ("backbone_<wbr>config.<wbr>num_<wbr>hidden_<wbr>layers", "2"),
+    ]
+    methods = {report["test"]["metrics"][name]["method"] for name in ("macro_f1", "accuracy")}
+    sentence = page[page.index("Ranges are 95 % intervals (") : page.index("A class never predicted")]
+    assert [sentence.count(method) for method in methods] == [1] * len(methods)
+
+
 class _Page(HTMLParser):
     """Collects the tags, the addresses and the event attributes of a page."""
 

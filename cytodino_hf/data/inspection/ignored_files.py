@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
-from ..sources.folders import has_image_suffix
+from ..sources.folders import has_image_suffix, printable, suffix_of
 
 
 def count_ignored(root: Path, known: Collection[str]) -> dict[str, int]:
@@ -25,12 +25,12 @@ def count_ignored(root: Path, known: Collection[str]) -> dict[str, int]:
         prefix = os.path.relpath(folder, root)
         for file in files:
             path = file if prefix == "." else f"{prefix}/{file}"
-            if os.fsencode(path).decode("utf-8", "backslashreplace") in known:
+            if printable(path) in known:
                 continue
             if any(part[0] == "." for part in path.split("/")):
                 counts["hidden"] += 1
             elif has_image_suffix(file):
                 counts["images that no table names, or in a folder that is skipped"] += 1
             else:
-                counts[os.path.splitext(file)[1].lower() or "without suffix"] += 1
+                counts[suffix_of(file) or "without suffix"] += 1
     return dict(sorted(counts.items()))

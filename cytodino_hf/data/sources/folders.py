@@ -47,12 +47,25 @@ class FoundImages:
 
     def reject(self, path: str, reason: str, *, on_purpose: bool = False) -> None:
         """Note a file that is left out."""
-        self.rejected.append(RejectedImage(_printable(path), reason, on_purpose))
+        self.rejected.append(RejectedImage(printable(path), reason, on_purpose))
+
+
+def suffix_of(name: str) -> str:
+    """Suffix in lower case with its dot; empty for a name without one."""
+    dot = name.rfind(".")
+    return name[dot:].lower() if dot > 0 else ""
+
+
+def printable(path: str) -> str:
+    """The path as text that can be written anywhere: bytes that are no UTF-8 become `\\xNN`."""
+    if path.isascii():
+        return path
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def has_image_suffix(name: str) -> bool:
     """Whether a file of this name is taken for an image that can be read."""
-    return _suffix(name) in IMAGE_SUFFIXES
+    return suffix_of(name) in IMAGE_SUFFIXES
 
 
 def list_folder(folder: Path | str) -> list[os.DirEntry[str]]:
@@ -66,7 +79,7 @@ def list_folder(folder: Path | str) -> list[os.DirEntry[str]]:
             return [e for e in entries if e.name[0] != "." and e.name not in _IGNORED_FOLDERS]
     except OSError as error:
         raise DataError(
-            f"{_printable(str(folder))}: cannot be listed ({error.strerror}); check data.root and the permissions"
+            f"{printable(str(folder))}: cannot be listed ({error.strerror}); check data.root and the permissions"
         ) from error
 
 
@@ -98,7 +111,7 @@ def find_class_root(
         if any(name in names for name in inside):
             return folder, [_in_no_class(os.path.relpath(path, folder)) for path in above]
         above += [
-            e.path for e in list_folder(folder) if _suffix(e.name) in _ALL_IMAGE_SUFFIXES and not e.is_dir()
+            e.path for e in list_folder(folder) if suffix_of(e.name) in _ALL_IMAGE_SUFFIXES and not e.is_dir()
         ]
         inner = [name for name in inside if name in wrappers] or inside
         if len(inner) != 1:
@@ -143,7 +156,7 @@ def index_class_folders(
             + _why(found.rejected, empty)
         )
     for entry in list_folder(root):
-        if _suffix(entry.name) in _ALL_IMAGE_SUFFIXES and not entry.is_dir():
+        if suffix_of(entry.name) in _ALL_IMAGE_SUFFIXES and not entry.is_dir():
             found.rejected.append(_in_no_class(entry.name))
     return found
 
@@ -159,7 +172,7 @@ def _walk(root: Path, top: str, found: FoundImages) -> None:
         folder = pending.pop()
         for entry in list_folder(f"{root}/{folder}"):
             path = f"{folder}/{entry.name}"
-            is_usable = _suffix(entry.name) in IMAGE_SUFFIXES and path.isascii()
+            is_usable = suffix_of(entry.name) in IMAGE_SUFFIXES and path.isascii()
             # Nearly all entries: no question to the disk, no odd name.
             if is_usable and entry.is_file(follow_symlinks=False):
                 found.paths.append(path)
@@ -171,7 +184,7 @@ def _walk(root: Path, top: str, found: FoundImages) -> None:
 
 def _judge(entry: os.DirEntry[str], path: str, found: FoundImages) -> None:
     """Add or reject what is no plain image file with a plain name."""
-    suffix = _suffix(entry.name)
+    suffix = suffix_of(entry.name)
     if entry.is_symlink() and entry.is_dir():
         found.reject(path, "a link to a folder, not followed")
     elif suffix in _OTHER_IMAGE_SUFFIXES:
@@ -180,7 +193,7 @@ def _judge(entry: os.DirEntry[str], path: str, found: FoundImages) -> None:
         return
     elif not entry.is_file():
         found.reject(path, "no regular file (a dangling link, a pipe)")
-    elif _printable(path) != path:
+    elif printable(path) != path:
         found.reject(path, "its name is not UTF-8; rename it")
     else:
         found.paths.append(path)
@@ -198,23 +211,10 @@ def _leads_back(root: Path, name: str) -> bool:
 
 
 def _in_no_class(path: str) -> RejectedImage:
-    return RejectedImage(_printable(path), "lies in no class folder")
+    return RejectedImage(printable(path), "lies in no class folder")
 
 
 def _why(rejected: list[RejectedImage], folders: list[str]) -> str:
     """Why the images of some folders cannot be used, the first few."""
     of_folders = [image for image in rejected if image.path.split("/")[0] in folders][:MAX_NAMED]
     return "".join(f"\n  - {image.path}: {image.reason}" for image in of_folders)
-
-
-def _suffix(name: str) -> str:
-    """Suffix in lower case with its dot; empty for a name without one."""
-    dot = name.rfind(".")
-    return name[dot:].lower() if dot > 0 else ""
-
-
-def _printable(path: str) -> str:
-    """The path as text that can be written anywhere: bytes that are no UTF-8 become `\\xNN`."""
-    if path.isascii():
-        return path
-    return os.fsencode(path).decode("utf-8", "backslashreplace")

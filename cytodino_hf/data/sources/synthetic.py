@@ -25,7 +25,7 @@ from pydantic import Field
 
 from ...errors import DataError
 from ...taxonomy import MLL_IMAGE_COUNTS, Taxonomy
-from ..samples import CellImages, build_cell_images
+from ..samples import DRAWN_RECORD, CellImages, build_cell_images
 from ..user_cache import user_cache
 from .base import Source, SourceOptions
 
@@ -34,8 +34,7 @@ FEWEST_CELLS = 20
 _SLIDES_PER_PATIENT = 2
 _JPEG_QUALITY = 90
 _BUCKET = 1000
-_RECORD = "drawn.json"
-_OURS = frozenset({_RECORD, "ABOUT.txt", "manifest.csv", *MLL_IMAGE_COUNTS})
+_OURS = frozenset({DRAWN_RECORD, "ABOUT.txt", "manifest.csv", *MLL_IMAGE_COUNTS})
 _ABOUT = """These images are drawn by a program. They are synthetic: no patient, no microscope, no diagnosis.
 
 They have the folder layout and the class names of the MLL bone-marrow set, so that software for that set can
@@ -183,8 +182,6 @@ def load(root: Path | None, taxonomy: Taxonomy, options: Options) -> CellImages:
         taxonomy=taxonomy,
         groups=[cell.group for cell in cells],
         group_kind="patient",
-        attribution="drawn by cytodino_hf: synthetic cells, no real patient",
-        is_drawn=True,
     )
 
 
@@ -200,13 +197,13 @@ def _draw_missing(
         return cells
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / _RECORD, json.dumps({**record, "complete": False}, indent=1).encode())
+        _write(folder / DRAWN_RECORD, json.dumps({**record, "complete": False}, indent=1).encode())
         _write(folder / "ABOUT.txt", _ABOUT.encode())
         _write(folder / "manifest.csv", _manifest(cells))
         for part in {(folder / cell.path).parent for cell in missing}:
             part.mkdir(parents=True, exist_ok=True)
         _run(partial(_draw_one, str(folder), options.seed), missing, workers, progress)
-        _write(folder / _RECORD, json.dumps(record, indent=1).encode())
+        _write(folder / DRAWN_RECORD, json.dumps(record, indent=1).encode())
     except OSError as error:
         raise DataError(f"{folder}: cannot write the drawn cells ({error}){remedy}") from error
     return cells
@@ -241,10 +238,10 @@ def _check_folder(folder: Path, record: dict[str, Any]) -> dict[str, Any] | None
     ):
         raise DataError(f"{folder}: holds something else ({', '.join(foreign[:5])}); {another}")
     try:
-        found = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        found = json.loads((folder / DRAWN_RECORD).read_text(encoding="utf-8"))
         known = found["drawing_version"], found["options"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder}: holds something else (no valid {_RECORD}); {another}") from error
+        raise DataError(f"{folder}: holds something else (no valid {DRAWN_RECORD}); {another}") from error
     if known != (record["drawing_version"], record["options"]):
         raise DataError(
             f"{folder}: was drawn with version {known[0]} and {known[1]}, asked for are "
