@@ -1,0 +1,1 @@
+"""Weights of others, brought into folders that transformers loads: `cytodino convert`."""
