@@ -46,12 +46,12 @@ class SetCheck:
 
 
 def data_section(
-    root: str, source: str, taxonomy: str, overrides: Sequence[str] = ()
+    root: str | None, source: str, taxonomy: str, overrides: Sequence[str] = ()
 ) -> tuple[DataSection, Mapping[str, BaseModel]]:
     """The data section of a recipe from a command line, and the options of every source.
 
     Args:
-        root, source, taxonomy: As in a recipe.
+        root, source, taxonomy: As in a recipe; an override wins.
         overrides: `["--data.key", "VALUE", ...]`, as for a recipe.
 
     Raises:
@@ -66,8 +66,8 @@ def data_section(
         for name, spec in SOURCES.items()
     }
     section = check_model(DataSection, data, "data", found, known=(*DataSection.model_fields, *SOURCES))
-    if source not in SOURCES:
-        found.append(f"--source {source}: unknown; sources are {', '.join(SOURCES)}")
+    if section is not None and section.source not in SOURCES:
+        found.append(f"source {section.source!r}: unknown; sources are {', '.join(SOURCES)}")
     if found:
         raise RecipeError(found, "command line")
     return section, options

@@ -1,0 +1,263 @@
+"""Two systems on the same images: how much they differ, and how sure that is.
+
+Images are drawn anew within each true class; both systems, and all their seeds, are scored on the same draw, so what
+makes an image hard for all of them cancels out. Inside a draw each system counts with the mean over its seeds.
+
+The interval says how much the difference would change with other test images. What other seeds would change stands
+beside it, as the standard deviation over seeds. The percentile interval is shifted so that the mean of the draws lies
+on the value: the calibration error of a draw is too high on average (an image drawn twice is wrong twice), and more
+so for the better calibrated system.
+
+Source: Efron and Tibshirani 1993, chapters 8, 10 and 13 (paired, stratified bootstrap; bias; percentile interval).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import DataError
+from ..taxonomy import Taxonomy
+from .metrics import METRICS, confusion_metrics
+from .predictions import Predictions
+from .probability_metrics import probability_terms
+from .statistics import ENOUGH_IMAGES, Interval
+
+#: Metrics compared by default. `critical_to_safe`: share of the critical cells that were called safe.
+COMPARED = ("macro_f1", "balanced_accuracy", "accuracy", "nll", "ece", "critical_to_safe")
+#: All metrics that can be compared.
+COMPARABLE = (*METRICS, "nll", "brier", "ece", "critical_to_safe")
+#: Metrics of which less is better.
+LESS_IS_BETTER = ("nll", "brier", "ece", "critical_to_safe")
+
+SHIFTED = "stratified bootstrap, percentile, shifted by its bias"
+
+_CELLS_AT_ONCE = 4_000_000  # bounds the memory of the draws to some tens of megabytes
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Ours minus other in one metric.
+
+    Args:
+        value: The difference of the two means over seeds.
+        low, high: Its interval over test images.
+        ours, other: The means over seeds.
+        ours_spread, other_spread: Standard deviation over seeds (n - 1); None with one seed.
+        ours_seeds, other_seeds: How many seeds.
+        n: Test images.
+        small_classes: Classes of fewer than 20 images: drawn again they show too little of their own spread, so the
+            interval of a mean over classes is narrower than the truth.
+    """
+
+    value: float
+    low: float
+    high: float
+    ours: float
+    other: float
+    ours_spread: float | None
+    other_spread: float | None
+    ours_seeds: int
+    other_seeds: int
+    n: int
+    small_classes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {**asdict(self), "small_classes": list(self.small_classes)}
+
+
+def paired_differences(
+    ours: Sequence[Predictions],
+    other: Sequence[Predictions],
+    taxonomy: Taxonomy,
+    metrics: Sequence[str] = COMPARED,
+    draws: int = 2000,
+    seed: int = 0,
+    *,
+    classes_counted: np.ndarray | None = None,
+    level: float = 0.95,
+) -> dict[str, Difference]:
+    """Difference of two systems in each metric, with its interval.
+
+    Args:
+        ours, other: One entry a seed; all of the same labelled images, in any order. Seeds need not pair.
+        taxonomy: The classes; says which mistakes are dangerous.
+        metrics: Some of `COMPARABLE`. `critical_to_safe` is left out where no image is of a critical class, or no
+            class is safe.
+        draws: Bootstrap draws.
+        seed: Same seed, same intervals.
+        classes_counted: (K,) bool, classes that enter means over classes; None takes all that have an image.
+        level: Nominal coverage.
+
+    Returns:
+        Name of the metric -> difference, in the order asked for.
+
+    Raises:
+        DataError: The predictions are not of the same images, labels and classes, or there are none.
+        ValueError: An unknown metric.
+    """
+    if unknown := [name for name in metrics if name not in COMPARABLE]:
+        raise ValueError(f"unknown metrics {', '.join(unknown)}; comparable are {', '.join(COMPARABLE)}")
+    systems = [_aligned(ours, ours, taxonomy), _aligned(other, ours, taxonomy)]
+    labels = systems[0][0].labels
+    support = np.bincount(labels, minlength=len(taxonomy))
+    if not support[list(taxonomy.critical)].sum() or not taxonomy.safe:
+        metrics = [name for name in metrics if name != "critical_to_safe"]
+    first, second = ([_Scorer(p, taxonomy, classes_counted) for p in system] for system in systems)
+    once = np.ones((1, len(labels)))
+    values = [[scorer(once, metrics)[0] for scorer in system] for system in (first, second)]
+    drawn = np.concatenate(  # (draws, metrics)
+        [_mean(first, w, metrics) - _mean(second, w, metrics) for w in _draw(labels, draws, seed)]
+    )
+    low, high = _ends(drawn, np.mean(values[0], axis=0) - np.mean(values[1], axis=0), level)
+    small = tuple(code for code, n in zip(taxonomy.codes, support, strict=True) if 0 < n < ENOUGH_IMAGES)
+    found = {}
+    for place, name in enumerate(metrics):
+        (our, our_sd), (their, their_sd) = (_over_seeds([v[place] for v in system]) for system in values)
+        found[name] = Difference(
+            value=our - their,
+            low=float(low[place]),
+            high=float(high[place]),
+            ours=our,
+            other=their,
+            ours_spread=our_sd,
+            other_spread=their_sd,
+            ours_seeds=len(ours),
+            other_seeds=len(other),
+            n=len(labels),
+            small_classes=small,
+        )
+    return found
+
+
+def bootstrap_intervals(
+    system: Sequence[Predictions],
+    taxonomy: Taxonomy,
+    metrics: Sequence[str] = ("nll", "brier", "ece"),
+    draws: int = 2000,
+    seed: int = 0,
+    *,
+    level: float = 0.95,
+) -> dict[str, Interval]:
+    """Metrics of one system, the mean over its seeds, with intervals over test images from the same draws.
+
+    For metrics of a confusion matrix `statistics.metric_intervals` is the better choice: it knows small classes.
+
+    Args:
+        system, taxonomy, metrics, draws, seed, level: As in `paired_differences`.
+
+    Raises:
+        DataError: The seeds are not of the same images, or there are none.
+    """
+    aligned = _aligned(system, system, taxonomy)
+    scorers = [_Scorer(p, taxonomy, None) for p in aligned]
+    labels = aligned[0].labels
+    value = _mean(scorers, np.ones((1, len(labels))), metrics)[0]
+    drawn = np.concatenate([_mean(scorers, w, metrics) for w in _draw(labels, draws, seed)])
+    low, high = _ends(drawn, value, level)
+    return {
+        name: Interval(float(value[i]), max(0.0, float(low[i])), float(high[i]), SHIFTED, len(labels))
+        for i, name in enumerate(metrics)
+    }
+
+
+def _ends(drawn: np.ndarray, value: np.ndarray, level: float) -> np.ndarray:
+    """Low and high ends (2, metrics) of (draws, metrics)."""
+    tail = (1 - level) / 2
+    return np.quantile(drawn, [tail, 1 - tail], axis=0) - drawn.mean(axis=0) + value
+
+
+def _aligned(
+    system: Sequence[Predictions], reference: Sequence[Predictions], taxonomy: Taxonomy
+) -> list[Predictions]:
+    """Labelled rows of every seed, all in the order of the first of `reference`."""
+    if not system or not reference:
+        raise DataError("nothing to compare: a system has no predictions")
+    first = reference[0].select(np.flatnonzero(reference[0].labels >= 0))
+    if not len(first):
+        raise DataError("nothing to compare: no image has a label")
+    aligned = []
+    for predictions in system:
+        if predictions.classes != taxonomy.codes:
+            raise DataError(
+                f"predictions of {predictions.model_revision} name the classes {', '.join(predictions.classes)}, "
+                f"the taxonomy {', '.join(taxonomy.codes)}; compare models of the same classes"
+            )
+        labelled = predictions.select(np.flatnonzero(predictions.labels >= 0))
+        row_of = {name: row for row, name in enumerate(labelled.ids)}
+        if len(row_of) != len(labelled) or set(row_of) != set(first.ids):
+            different = sorted(set(row_of) ^ set(first.ids)) or ["an id twice"]
+            raise DataError(
+                f"predictions of {predictions.model_revision} and of {first.model_revision} are not of the same test "
+                f"images ({len(different)} differ, such as {different[0]}); score both on one split"
+            )
+        ordered = labelled.select([row_of[name] for name in first.ids])
+        wrong = np.flatnonzero(ordered.labels != first.labels)
+        if len(wrong):
+            raise DataError(
+                f"predictions of {predictions.model_revision} and of {first.model_revision} hold different labels "
+                f"for {len(wrong)} images, such as {first.ids[wrong[0]]}; score both on one label table"
+            )
+        aligned.append(ordered)
+    return aligned
+
+
+class _Scorer:
+    """Metrics of one model for any weights of its images."""
+
+    def __init__(self, predictions: Predictions, taxonomy: Taxonomy, counted: np.ndarray | None) -> None:
+        self.labels = predictions.labels
+        self.called = np.eye(len(taxonomy))[predictions.predicted]  # (images, K)
+        self.terms = probability_terms(predictions.logits, predictions.labels)
+        self.taxonomy = taxonomy
+        self.counted = counted
+
+    def __call__(self, weights: np.ndarray, metrics: Sequence[str]) -> np.ndarray:
+        """(draws, images) whole weights -> (draws, metrics)."""
+        n = weights.sum(axis=1)
+        matrix = np.stack(  # (draws, K, K), rows true
+            [
+                weights[:, rows] @ self.called[rows]
+                for rows in (self.labels == k for k in range(len(self.taxonomy)))
+            ],
+            axis=1,
+        )
+        values: dict[str, np.ndarray] = {
+            **confusion_metrics(matrix, self.counted),
+            "nll": weights @ self.terms.nll / n,
+            "brier": weights @ self.terms.brier / n,
+            "ece": np.abs(weights @ self.terms.gap).sum(axis=1) / n,
+        }
+        if "critical_to_safe" in metrics:
+            critical = matrix[:, list(self.taxonomy.critical)]
+            values["critical_to_safe"] = critical[:, :, list(self.taxonomy.safe)].sum((1, 2)) / critical.sum(
+                (1, 2)
+            )
+        return np.stack([values[name] for name in metrics], axis=1)
+
+
+def _mean(system: Sequence[_Scorer], weights: np.ndarray, metrics: Sequence[str]) -> np.ndarray:
+    return np.mean([scorer(weights, metrics) for scorer in system], axis=0)
+
+
+def _over_seeds(values: Sequence[float]) -> tuple[float, float | None]:
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def _draw(labels: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each image is in each draw, float64 (some draws, images); a class keeps its number of images."""
+    rng = np.random.default_rng(seed)
+    classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    step = max(1, _CELLS_AT_ONCE // len(labels))
+    for start in range(0, draws, step):
+        count = min(step, draws - start)
+        weights = np.empty((count, len(labels)))
+        for rows in classes:
+            n = len(rows)
+            picked = rng.integers(0, n, (count, n)) + n * np.arange(count)[:, None]
+            weights[:, rows] = np.bincount(picked.ravel(), minlength=count * n).reshape(count, n)
+        yield weights

@@ -1,0 +1,74 @@
+"""How good the probabilities are: negative log-likelihood, Brier score, expected calibration error.
+
+Each is a mean over images, so all start from a term per image; a bootstrap weighs the same terms anew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+#: Bins of the expected calibration error, equal in width (Guo et al. 2017).
+CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True)
+class ProbabilityTerms:
+    """What each image adds.
+
+    Args:
+        nll: (images,) -log of the probability of the true class, in nats.
+        brier: (images,) squared distance between the probabilities and the truth, summed over classes, in [0, 2].
+        gap: (images, bins) confidence minus "was right" (1 or 0) in the bin of the confidence, 0 elsewhere.
+    """
+
+    nll: np.ndarray
+    brier: np.ndarray
+    gap: np.ndarray
+
+
+def probability_terms(logits: np.ndarray, labels: np.ndarray) -> ProbabilityTerms:
+    """The terms of each image, computed in float64.
+
+    Args:
+        logits: (images, classes); logarithms of probabilities are logits as well.
+        labels: (images,) true labels.
+
+    Raises:
+        ValueError: A label is no column of the logits (leave out images without label first).
+    """
+    logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels)
+    if labels.shape != logits.shape[:1] or (labels < 0).any() or (labels >= logits.shape[1]).any():
+        raise ValueError(f"labels must be {len(logits)} whole numbers from 0 to {logits.shape[1] - 1}")
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    probabilities = np.exp(log_probabilities)
+    rows = np.arange(len(labels))
+    truth = np.zeros_like(probabilities)
+    truth[rows, labels] = 1.0
+    confidence = probabilities.max(axis=1)
+    # A confidence of exactly 1 belongs to the last bin.
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gap = np.zeros((len(labels), CALIBRATION_BINS))
+    gap[rows, bins] = confidence - (logits.argmax(axis=1) == labels)
+    return ProbabilityTerms(
+        nll=-log_probabilities[rows, labels], brier=((probabilities - truth) ** 2).sum(axis=1), gap=gap
+    )
+
+
+def probability_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """`nll`, `brier` and `ece` of some images; arguments as of `probability_terms`.
+
+    Raises:
+        ValueError: No image, or a label out of range.
+    """
+    if not len(labels):
+        raise ValueError("no image to score")
+    terms = probability_terms(logits, labels)
+    n = len(labels)
+    return {
+        "nll": float(terms.nll.mean()),
+        "brier": float(terms.brier.mean()),
+        "ece": float(np.abs(terms.gap.sum(axis=0)).sum() / n),
+    }

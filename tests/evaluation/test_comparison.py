@@ -1,0 +1,200 @@
+"""Paired differences: values by scikit-learn, intervals by a bootstrap of plain loops, refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss
+
+from cytodino_hf.errors import DataError
+from cytodino_hf.evaluation import comparison
+from cytodino_hf.evaluation.comparison import COMPARED, bootstrap_intervals, paired_differences
+from cytodino_hf.evaluation.predictions import Predictions
+from cytodino_hf.evaluation.probability_metrics import probability_metrics
+from cytodino_hf.taxonomy import MLL, CellClass, Taxonomy
+
+# BLA is critical; LYT and NGS are safe.
+TAXONOMY = MLL.subset(["BLA", "LYT", "NGS"])
+
+
+def make(skill: float, seed: int, n: int = 120, noise: float = 1.0) -> Predictions:
+    """Answers that are right the more often the higher the skill; what makes an image hard is common to all."""
+    labels = np.arange(n) % 3
+    hard = np.random.default_rng(7).normal(0, 1.5, n)
+    logits = np.random.default_rng(seed).normal(0, noise, (n, 3))
+    logits[np.arange(n), labels] += skill - hard
+    return Predictions(
+        ids=[f"i{i}" for i in range(n)],
+        paths=[f"{i}.png" for i in range(n)],
+        sources=["s"] * n,
+        groups=[None] * n,
+        folds=["test"] * n,
+        labels=labels,
+        logits=logits.astype(np.float32),
+        classes=TAXONOMY.codes,
+        model_revision=f"skill {skill} seed {seed}",
+    )
+
+
+def _by_hand(p: Predictions, rows: np.ndarray) -> dict[str, float]:
+    labels, called, probabilities = p.labels[rows], p.predicted[rows], p.probabilities[rows].astype(float)
+    critical = [label in TAXONOMY.critical for label in labels]
+    return {
+        "macro_f1": f1_score(labels, called, average="macro"),
+        "balanced_accuracy": balanced_accuracy_score(labels, called),
+        "accuracy": accuracy_score(labels, called),
+        "nll": log_loss(labels, probabilities / probabilities.sum(1, keepdims=True)),
+        "ece": probability_metrics(p.logits[rows], labels)["ece"],
+        "critical_to_safe": np.mean([c in TAXONOMY.safe for c in called[critical]]),
+    }
+
+
+def _quickly(p: Predictions, rows: np.ndarray) -> dict[str, float]:
+    """`_by_hand` without scikit-learn's checks, for many draws."""
+    labels, called = p.labels[rows], p.predicted[rows]
+    true = [(labels == c) for c in range(3)]
+    said = [(called == c) for c in range(3)]
+    right = [(t & s).sum() for t, s in zip(true, said, strict=True)]
+    return {
+        "macro_f1": np.mean([2 * r / (t.sum() + s.sum()) for r, t, s in zip(right, true, said, strict=True)]),
+        "balanced_accuracy": np.mean([r / t.sum() for r, t in zip(right, true, strict=True)]),
+        "accuracy": (labels == called).mean(),
+        "nll": -np.log(p.probabilities[rows, labels]).mean(),
+        "ece": probability_metrics(p.logits[rows], labels)["ece"],
+        "critical_to_safe": (called[labels == 0] > 0).mean(),
+    }
+
+
+@pytest.fixture(scope="module")
+def systems() -> tuple[list[Predictions], list[Predictions]]:
+    return [make(2.5, 1), make(2.3, 2), make(2.7, 3)], [make(1.5, 4), make(1.6, 5)]
+
+
+def test_values_are_means_over_seeds(systems: tuple) -> None:
+    ours, other = systems
+    found = paired_differences(ours, other, TAXONOMY, draws=100)
+    assert tuple(found) == COMPARED
+    everything = np.arange(120)
+    our = [_by_hand(p, everything) for p in ours]
+    their = [_by_hand(p, everything) for p in other]
+    for name, difference in found.items():
+        a, b = [one[name] for one in our], [one[name] for one in their]
+        assert difference.ours == pytest.approx(np.mean(a), abs=1e-6)
+        assert difference.other == pytest.approx(np.mean(b), abs=1e-6)
+        assert difference.value == pytest.approx(np.mean(a) - np.mean(b), abs=1e-6)
+        assert difference.ours_spread == pytest.approx(np.std(a, ddof=1), abs=1e-6)
+        assert (difference.ours_seeds, difference.other_seeds, difference.n) == (3, 2, 120)
+
+
+def test_intervals_equal_a_bootstrap_of_plain_loops(systems: tuple) -> None:
+    ours, other = systems
+    found = paired_differences(ours, other, TAXONOMY, draws=4000, seed=5)
+    rng = np.random.default_rng(99)
+    drawn: dict[str, list[float]] = {name: [] for name in COMPARED}
+    for _ in range(500):
+        rows = np.concatenate([rng.choice(np.flatnonzero(ours[0].labels == c), 40) for c in range(3)])
+        for name in COMPARED:
+            drawn[name].append(0.0)
+        for system, sign in ((ours, 1), (other, -1)):
+            for p in system:
+                for name, value in _quickly(p, rows).items():
+                    drawn[name][-1] += sign * value / len(system)
+    for name, difference in found.items():
+        values = np.array(drawn[name])
+        low, high = np.quantile(values, [0.025, 0.975]) - values.mean() + difference.value
+        width = high - low
+        # An end of 500 draws has a standard error of about 3 % of the width.
+        assert abs(difference.low - low) < 0.1 * width, name
+        assert abs(difference.high - high) < 0.1 * width, name
+
+
+def test_equal_systems_differ_by_nothing_and_pairing_helps(systems: tuple) -> None:
+    ours, _ = systems
+    for difference in paired_differences(ours, ours, TAXONOMY, draws=200).values():
+        assert (difference.value, difference.low, difference.high) == (0.0, 0.0, 0.0)
+    nearly = replace(ours[0], logits=ours[0].logits + np.float32(0.05) * make(0, 77).logits)
+    paired = paired_differences(ours[:1], [nearly], TAXONOMY, ["accuracy"], 1000)["accuracy"]
+    alone = bootstrap_intervals(ours[:1], TAXONOMY, ["accuracy"], 1000)["accuracy"]
+    assert paired.high - paired.low < (alone.high - alone.low) / 2
+
+
+def test_order_of_images_and_chunks_change_nothing(systems: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, other = systems
+    whole = paired_differences(ours, other, TAXONOMY, draws=60)
+    turned = [p.select(np.arange(120)[::-1]) for p in other]
+    assert paired_differences(ours, turned, TAXONOMY, draws=60) == whole
+    unlabelled = replace(make(1, 9), labels=np.full(120, -1), ids=[f"u{i}" for i in range(120)])
+    both = [
+        replace(
+            p,
+            **{
+                key: getattr(p, key) + getattr(unlabelled, key)
+                for key in ("ids", "paths", "sources", "groups", "folds")
+            },
+            labels=np.concatenate([p.labels, unlabelled.labels]),
+            logits=np.concatenate([p.logits, unlabelled.logits]),
+        )
+        for p in ours
+    ]
+    assert paired_differences(both, other, TAXONOMY, draws=60) == whole
+    monkeypatch.setattr(comparison, "_CELLS_AT_ONCE", 120 * 7)
+    in_chunks = paired_differences(ours, other, TAXONOMY, draws=60)
+    assert all(in_chunks[name].value == pytest.approx(whole[name].value) for name in whole)
+
+
+def test_draws_are_stratified() -> None:
+    labels = np.array([0, 0, 0, 2, 2, 1])
+    (weights,) = comparison._draw(labels, 50, 3)
+    assert weights.shape == (50, 6)
+    assert (weights[:, :3].sum(1) == 3).all()
+    assert (weights[:, 3:5].sum(1) == 2).all()
+    assert (weights[:, 5] == 1).all()
+    assert weights[:, :3].std() > 0
+
+
+def test_other_images_labels_or_classes_are_refused(systems: tuple) -> None:
+    ours, other = systems
+    with pytest.raises(DataError, match="not of the same test images \\(1 differ, such as i119"):
+        paired_differences(ours, [other[0].select(range(119))], TAXONOMY)
+    with pytest.raises(DataError, match="not of the same test images"):
+        paired_differences([ours[0], ours[1].select([0, *range(119)])], other, TAXONOMY)
+    with pytest.raises(DataError, match="different labels for 120 images"):
+        paired_differences(ours, [replace(other[0], labels=(other[0].labels + 1) % 3)], TAXONOMY)
+    with pytest.raises(DataError, match="name the classes"):
+        paired_differences(ours, other, MLL.subset(["BLA", "LYT", "EOS"]))
+    with pytest.raises(DataError, match="no predictions"):
+        paired_differences(ours, [], TAXONOMY)
+    with pytest.raises(ValueError, match="unknown metrics f2"):
+        paired_differences(ours, other, TAXONOMY, ["f2"])
+
+
+def test_without_dangerous_classes_there_is_no_rate_and_small_classes_are_named(systems: tuple) -> None:
+    harmless = Taxonomy("harmless", tuple(CellClass(code, code, "any") for code in TAXONOMY.codes))
+    ours, other = systems
+    found = paired_differences(ours, other, harmless, draws=50)
+    assert "critical_to_safe" not in found
+    few = [i for i in range(120) if i % 3 or i < 15]
+    found = paired_differences([ours[0].select(few)], [other[0].select(few)], TAXONOMY, draws=50)
+    assert found["accuracy"].small_classes == ("BLA",)
+    assert found["accuracy"].ours_spread is None
+
+
+@pytest.mark.slow
+def test_intervals_cover_the_true_difference() -> None:
+    """95 % intervals hold the difference of the population in 93 to 97 of 100 samples (standard error 1.1)."""
+    population = 30_000
+    ours, other = make(2.5, 1, population), make(1.9, 2, population)
+    metrics = ["macro_f1", "balanced_accuracy", "nll"]
+    truth = paired_differences([ours], [other], TAXONOMY, metrics, draws=2)
+    hits = dict.fromkeys(metrics, 0)
+    rng = np.random.default_rng(0)
+    for number in range(400):
+        rows = np.concatenate([rng.choice(np.flatnonzero(ours.labels == c), 40, False) for c in range(3)])
+        found = paired_differences(
+            [ours.select(rows)], [other.select(rows)], TAXONOMY, metrics, draws=500, seed=number
+        )
+        for name in metrics:
+            hits[name] += found[name].low <= truth[name].value <= found[name].high
+    assert all(0.92 * 400 <= count <= 0.975 * 400 for count in hits.values()), hits
