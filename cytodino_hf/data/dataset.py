@@ -90,8 +90,8 @@ class CellDataset(Dataset[dict[str, Any]]):
 
     def __getitems__(self, keys: Sequence[int | SampleKey]) -> dict[str, torch.Tensor]:
         """A whole batch at once, as `collate` makes it of single items; DataLoader asks for it."""
-        _keep_to_one_core()
-        _keep_freed_memory()
+        keep_to_one_core()
+        keep_freed_memory()
         assert keys, "a batch of no images"
         rows = [_row(key) for key in keys]
         pictures = [self._pictures.read(rows[0])]
@@ -135,7 +135,7 @@ def _row(key: int | SampleKey) -> int:
     return key if isinstance(key, int) else key[0]
 
 
-def _keep_to_one_core() -> None:
+def keep_to_one_core() -> None:
     """In a worker OpenCV works alone: its threads do not survive the fork, and the cores are for the other workers."""
     if get_worker_info() is not None:
         import cv2
@@ -144,7 +144,7 @@ def _keep_to_one_core() -> None:
 
 
 @functools.cache
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let glibc keep the pictures' memory for the next ones, a sixth of the time of an evaluation item.
 
     Once a block this large was freed, blocks up to its size are no longer given back to the system each time, to be

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,13 +53,7 @@ def read_split_file(path: Path, images: CellImages) -> ListedFolds:
         DataError: A listed image is not there, is listed twice, or has another label; names the first five.
     """
     columns = _read_columns(path)
-    path_column = next((name for name in _PATH_COLUMNS if name in columns), None)
-    if path_column is None:
-        raise DataError(
-            f"{path}: no column with paths (found: {', '.join(columns)}). A split has the columns path, "
-            "label, fold; a list of test images has one path or file name per line."
-        )
-    names = [name or "" for name in columns[path_column]]
+    names = [name or "" for name in columns[_path_column(columns, path)]]
     is_test_list = "fold" not in columns
     matches = _match_names(names, images) if is_test_list else _match_paths(names, images)
     _refuse_mismatches(matches, images, path)
@@ -72,6 +66,33 @@ def read_split_file(path: Path, images: CellImages) -> ListedFolds:
             folds[row] = fold
     unlisted = 0 if is_test_list else folds.count(None)
     return ListedFolds(folds, is_test_list, tuple(_notes(matches, path.name, unlisted)))
+
+
+def held_out_names(path: Path) -> list[str]:
+    """What a split file names outside the training fold; of a list of test images all of it.
+
+    Args:
+        path: As for `read_split_file`; it is not compared with any images.
+
+    Raises:
+        DataError: It cannot be read, has no column with paths, or names an unknown fold.
+    """
+    columns = _read_columns(path)
+    names = columns[_path_column(columns, path)]
+    folds = columns.get("fold", ["test"] * len(names))
+    if unknown := {fold or "" for fold in folds if fold not in FOLDS}:
+        raise DataError(f"{path}: unknown fold {min(unknown)!r}; folds are {', '.join(FOLDS)}")
+    return [name for name, fold in zip(names, folds, strict=True) if name and fold != "train"]
+
+
+def _path_column(columns: Mapping[str, Sequence[str | None]], path: Path) -> str:
+    for name in _PATH_COLUMNS:
+        if name in columns:
+            return name
+    raise DataError(
+        f"{path}: no column with paths (found: {', '.join(columns)}). A split has the columns path, "
+        "label, fold; a list of test images has one path or file name per line."
+    )
 
 
 def _read_columns(path: Path) -> dict[str, list[str | None]]:

@@ -41,6 +41,16 @@ class Split:
     notes: tuple[str, ...]
     duplicates: tuple[tuple[int, ...], ...] = ()
 
+    def fingerprint(self) -> str:
+        """Changes where an image, a label, a group or a fold does."""
+        return self.images.fingerprint()
+
+    def write_lists(self, folder: Path) -> None:
+        """Write `split.csv`, `rejected.csv` and `near_duplicates.csv`."""
+        self.to_csv(folder / "split.csv")
+        self.rejected_to_csv(folder / "rejected.csv")
+        self.duplicates_to_csv(folder / "near_duplicates.csv")
+
     def counts(self) -> dict[str, dict[str, int]]:
         """Images per fold and class code; all folds and classes named."""
         codes = self.images.taxonomy.codes
@@ -60,7 +70,7 @@ class Split:
 
     def rejected_to_csv(self, path: str | Path) -> None:
         """Write `path, reason` of every file that was left out."""
-        rows = sorted((_cell(image.path), image.reason) for image in self.images.rejected)
+        rows = sorted((safe_cell(image.path), image.reason) for image in self.images.rejected)
         _write_csv(Path(path), ("path", "reason"), rows)
 
     def duplicates_to_csv(self, path: str | Path) -> None:
@@ -71,14 +81,14 @@ class Split:
             Path(path),
             ("cluster", "path", "label", "fold"),
             (
-                (number, _cell(paths[row]), codes[labels[row]], folds[row])
+                (number, safe_cell(paths[row]), codes[labels[row]], folds[row])
                 for number, cluster in enumerate(self.duplicates, start=1)
                 for row in cluster
             ),
         )
 
 
-def _cell(path: str) -> str:
+def safe_cell(path: str) -> str:
     """The same path, never begun by a sign that a spreadsheet takes for a formula."""
     return f"./{path}" if path[:1] in "=+-@\t\r" else path
 

@@ -166,6 +166,34 @@ def test_groups_are_asked_for_but_not_given(tmp_path: Path) -> None:
         load(tmp_path, table=name, group_pattern="(.)")
 
 
+def test_without_labels_every_image_below_the_root_counts(tmp_path: Path) -> None:
+    touch(tmp_path, "top.PNG", "a/1.png", "a/deep/er/2.jpg", "b/notes.txt", "b/3.gif", ".hidden/4.png", "BLA/5.png")
+    (tmp_path / "again").symlink_to(tmp_path / "a")
+    images = load(tmp_path, labels="none")
+    assert images.column("path") == ["BLA/5.png", "a/1.png", "a/deep/er/2.jpg", "top.PNG"]
+    assert images.counts() == {"unlabelled": 4}
+    assert {image.path: image.reason for image in images.rejected} == {
+        "again": "a link to a folder of the same set, not followed",
+        "b/3.gif": ".gif files are not read; export the image as PNG or JPEG",
+    }
+    with pytest.raises(DataError, match="no images found"):
+        load(tmp_path / "b", labels="none")
+    with pytest.raises(DataError, match="label_map is set: leave one out"):
+        load(tmp_path, labels="none", label_map={"a": "BLA"})
+    with pytest.raises(DataError, match="nowhere: cannot be listed"):
+        load(tmp_path / "nowhere", labels="none")
+
+
+def test_without_labels_a_table_still_gives_groups_and_folds(tmp_path: Path) -> None:
+    touch(tmp_path, "1.png", "2.png", "3.png")
+    name = table(tmp_path, "path,group,fold\n1.png,p1,train\n2.png,p2,test\n")
+    images = load(tmp_path, table=name, labels="none", group_kind="patient")
+    assert (images.groups, images.folds) == (["p1", "p2"], ["train", "test"])
+    assert images.counts() == {"unlabelled": 2}
+    name = table(tmp_path, "path,label\n1.png,whatever\n")
+    assert load(tmp_path, table=name, labels="none").counts() == {"unlabelled": 1}
+
+
 @pytest.mark.parametrize("pattern", ["(", "no group"])
 def test_a_pattern_without_a_group_is_refused_with_the_options(pattern: str) -> None:
     with pytest.raises(ValidationError):

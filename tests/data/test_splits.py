@@ -15,6 +15,7 @@ from cytodino_hf.data.allotment import draw_folds, fold_quotas
 from cytodino_hf.data.inspection.near_duplicates import Duplicates, cluster
 from cytodino_hf.data.samples import FOLDS, CellImages, RejectedImage, build_cell_images
 from cytodino_hf.data.sources import mll
+from cytodino_hf.data.split_files import held_out_names
 from cytodino_hf.data.splits import Split, assign_folds
 from cytodino_hf.errors import DataError
 from cytodino_hf.taxonomy import MLL
@@ -343,6 +344,20 @@ def test_a_test_list_is_checked_as_well(tmp_path: Path) -> None:
         assign(cells, write(tmp_path / "c.csv", "name,label", "BLA_00001.jpg,LYT"))
     split = assign(cells, write(tmp_path / "d.txt", "BLA_00001.jpg", "BLA_99999.jpg"))
     assert "1 images listed in d.txt were left out by the source: BLA_99999.jpg" in split.notes
+
+
+def test_names_outside_the_training_fold_without_any_images(tmp_path: Path) -> None:
+    file = tmp_path / "split.csv"
+    file.write_text("path,label,fold\na/1.png,BLA,train\na/2.png,BLA,test\na/3.png,BLA,calibration\n")
+    assert held_out_names(file) == ["a/2.png", "a/3.png"]
+    file.write_text("# test images\n1.png\nb/2.png\n")
+    assert held_out_names(file) == ["1.png", "b/2.png"]
+    file.write_text("path,fold\n1.png,tset\n")
+    with pytest.raises(DataError, match="unknown fold 'tset'"):
+        held_out_names(file)
+    file.write_text("picture,fold\n1.png,test\n")
+    with pytest.raises(DataError, match="no column with paths"):
+        held_out_names(file)
 
 
 def test_a_file_name_that_fits_two_images_is_refused(tmp_path: Path) -> None:

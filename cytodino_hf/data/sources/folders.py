@@ -161,6 +161,29 @@ def index_class_folders(
     return found
 
 
+def index_all_images(root: Path) -> FoundImages:
+    """Find every image below `root`, whatever the folders are called.
+
+    Args:
+        root: Any folder.
+
+    Returns:
+        Paths relative to `root`, without labels.
+
+    Raises:
+        DataError: A folder cannot be read.
+    """
+    found = FoundImages()
+    for entry in list_folder(root):
+        if not entry.is_dir():
+            _judge(entry, entry.name, found)
+        elif _leads_back(root, entry.name):
+            found.reject(entry.name, "a link to a folder of the same set, not followed")
+        else:
+            _walk(root, entry.name, found)
+    return found
+
+
 def _walk(root: Path, top: str, found: FoundImages) -> None:
     """Add every image below `root/top`.
 

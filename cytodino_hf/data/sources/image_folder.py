@@ -6,15 +6,26 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, field_validator
 
 from ...errors import DataError
-from ...taxonomy import Taxonomy
+from ...taxonomy import CellClass, Taxonomy
 from ..samples import FOLDS, CellImages, build_cell_images
 from ..tables import first_few, read_table
 from .base import Source, SourceOptions
-from .folders import IMAGE_SUFFIXES, find_class_root, index_class_folders, list_folder
+from .folders import (
+    IMAGE_SUFFIXES,
+    FoundImages,
+    find_class_root,
+    index_all_images,
+    index_class_folders,
+    list_folder,
+)
+
+#: The one class of images without labels.
+UNLABELLED = Taxonomy("unlabelled", (CellClass("unlabelled", "no label", "unlabelled"),))
 
 _NEEDED = ("path", "label")
 _OPTIONAL = ("group", "fold", "id")
@@ -28,6 +39,11 @@ class Options(SourceOptions):
         default=None,
         description="CSV or Parquet file, relative to the root (or absolute), with the columns path "
         "(relative to the root), label and, if wanted, group, fold, id. None: the folder is the class.",
+    )
+    labels: Literal["given", "none"] = Field(
+        default="given",
+        description="`none`: every image below the root, whatever its folder, and a table needs no label "
+        "column. Such images can be pretrained on, not fine-tuned.",
     )
     group_kind: str | None = Field(
         default=None,
@@ -63,7 +79,8 @@ def load(root: Path | None, taxonomy: Taxonomy, options: Options) -> CellImages:
 
     Args:
         root: The folder the paths are relative to; without `table`, the folder of the class folders.
-        taxonomy: Classes allowed; the set may hold fewer.
+        taxonomy: Classes allowed; the set may hold fewer. Of no effect on images without labels, which all are of
+            the one class of `UNLABELLED`.
         options: See `Options`.
 
     Returns:
@@ -76,11 +93,15 @@ def load(root: Path | None, taxonomy: Taxonomy, options: Options) -> CellImages:
     """
     if root is None:
         raise DataError("source 'image_folder' needs the folder of the images: set data.root")
+    if options.labels == "none":
+        taxonomy = UNLABELLED
+        if options.label_map is not None:
+            raise DataError(
+                f"{root}: data.image_folder.labels is 'none', and label_map is set: leave one out"
+            )
     _check_label_map(options.label_map, taxonomy)
     if options.table is None:
-        _refuse_wrapper(root, {*taxonomy.codes, *(options.label_map or ())})
-        found = index_class_folders(root, taxonomy, options.label_map)
-        _refuse_unused(options.label_map, {path.split("/", 1)[0] for path in found.paths}, f"{root}: folders")
+        found = _unlabelled(root) if options.labels == "none" else _class_folders(root, taxonomy, options)
         return build_cell_images(
             found.paths,
             found.labels,
@@ -94,8 +115,23 @@ def load(root: Path | None, taxonomy: Taxonomy, options: Options) -> CellImages:
     return _load_table(root, taxonomy, options, root / options.table)
 
 
+def _class_folders(root: Path, taxonomy: Taxonomy, options: Options) -> FoundImages:
+    _refuse_wrapper(root, {*taxonomy.codes, *(options.label_map or ())})
+    found = index_class_folders(root, taxonomy, options.label_map)
+    _refuse_unused(options.label_map, {path.split("/", 1)[0] for path in found.paths}, f"{root}: folders")
+    return found
+
+
+def _unlabelled(root: Path) -> FoundImages:
+    found = index_all_images(root)
+    found.labels = list(UNLABELLED.codes) * len(found.paths)
+    return found
+
+
 def _load_table(root: Path, taxonomy: Taxonomy, options: Options, path: Path) -> CellImages:
     columns = read_table(path)
+    if options.labels == "none":
+        columns["label"] = [UNLABELLED.codes[0]] * len(next(iter(columns.values())))
     _check_columns(columns, path)
     _check_cells(columns, root, path)
     paths = [str(name) for name in columns["path"]]
@@ -219,7 +255,7 @@ def _group_kind(options: Options, has_groups: bool, where: Path) -> str | None:
 
 
 SOURCE = Source(
-    summary=f"your own images ({' '.join(sorted(IMAGE_SUFFIXES))}): class folders, or a CSV or Parquet table",
+    summary=f"your own images ({' '.join(sorted(IMAGE_SUFFIXES))}): class folders, a table, or without labels",
     options=Options,
     load=load,
 )
