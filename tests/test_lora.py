@@ -289,7 +289,8 @@ def test_merged_in_bf16_is_what_autocast_computes(method: str) -> None:
             got = model(pixel_values=PIXELS).logits
             cast = [p for n, p in plain(model).backbone.named_parameters() if p.dtype == torch.bfloat16]
     assert torch.equal(got, wanted)
-    assert len(cast) >= 6 * BLOCKS
+    # What trains keeps its type: in data-parallel training a parameter must not change it.
+    assert len(cast) >= 6 * BLOCKS if method != "full" else not cast
     assert_untouched(model, before)
 
 

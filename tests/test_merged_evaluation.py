@@ -78,7 +78,7 @@ def test_an_evaluation_leaves_no_trace_and_gives_the_unmerged_numbers(
 
     monkeypatch.setattr(trainer_module, "merged_for_evaluation", noted)
     merged = run.evaluate()
-    assert (torch.bfloat16 in used) is (precision == "bf16")
+    assert (torch.bfloat16 in used) is (precision == "bf16" and method != "full")  # what trains is not cast
     for name, parameter in run.model.named_parameters():
         assert torch.equal(parameter, before[name]), name
 

@@ -32,7 +32,8 @@ SOURCE_NAMES = ("mll", "image_folder")
 POLICY = Path(__file__).parents[2] / "docs" / "data_policy.md"
 # Rows of the policy that other tests keep, or that are tested below without a case of their own.
 ELSEWHERE = {
-    "file that may not be read", "folder that may not be listed", "class whose images all turn out unusable",
+    "file that may not be read", "file that the machine cannot read now", "folder that may not be listed",
+    "class whose images all turn out unusable",
     "class folders further down", "the same image twice", "class with one image", "one class only",
     "no image at all", "the ten damaged files of the MLL set", "image not named by the table",
 }  # fmt: skip
