@@ -23,7 +23,13 @@ from .model_builder import (
     save_model,
 )
 from .recipe import Recipe
-from .recovery import score_through_setbacks, setbacks, train_through_setbacks
+from .recovery import (
+    batch_in_words,
+    save_with_base,
+    score_through_setbacks,
+    setbacks,
+    train_through_setbacks,
+)
 from .run_folder import RunFolder
 from .run_records import augmentation_strip, class_panel, data_record, model_record, training_record
 from .trainer import CytoTrainer, build_trainer, training_arguments
@@ -67,6 +73,8 @@ def finetune(recipe: Recipe) -> RunFolder:
                 run,
                 assemble=lambda current: _assemble(current, split.images, run),
                 train=lambda assembled: _train(assembled, run),
+                save_weights=partial(save_with_base, recipe, run),
+                in_words=batch_in_words,
             )
         if not trainer.is_world_process_zero():
             return run

@@ -8,6 +8,7 @@ activations, the weights autocast casts, gradients, temporaries.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,15 +103,55 @@ def estimate_memory(
         model.train()
     remember_positions(unwrap(model).backbone, image_size_px)
     dtype = torch.bfloat16 if autocast else None
+
+    def train() -> torch.Tensor:
+        pixels = torch.zeros(batch_size, 3, image_size_px, image_size_px)
+        labels = torch.zeros(batch_size, dtype=torch.int64)
+        with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+            logits = model(pixel_values=pixels).logits
+        return F.cross_entropy(logits.float(), labels)
+
+    def evaluate() -> None:
+        model.eval()
+        with merged_for_evaluation(model, dtype), torch.autocast("cpu", dtype=dtype, enabled=autocast):
+            model(pixel_values=torch.zeros(eval_batch_size, 3, image_size_px, image_size_px))
+
+    return estimate_step(model, train, evaluate, accumulates=accumulates, runtime=runtime)
+
+
+def estimate_step(
+    model: nn.Module,
+    train: Callable[[], torch.Tensor],
+    evaluate: Callable[[], None],
+    *,
+    accumulates: bool,
+    runtime: int,
+) -> Memory:
+    """Estimate the memory of any training from one micro-batch and one batch of an evaluation.
+
+    Args:
+        model: On the meta device. It is used up: its weights become fake tensors.
+        train: Makes a micro-batch of fake tensors and gives its loss.
+        evaluate: Makes a batch of an evaluation and computes its answers; without gradients.
+        accumulates: Whether a step has several micro-batches, so that gradients are held during a forward pass.
+        runtime: Bytes the process holds before any model.
+    """
     with FakeTensorMode(allow_non_fake_inputs=True):
         model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
         with _Storages() as storages:
             weights = storages.count(model.parameters())
             trainable = [p for p in model.parameters() if p.requires_grad]
-            training = _training_peak(model, storages, image_size_px, batch_size, accumulates, dtype)
+            for parameter in trainable if accumulates else ():
+                parameter.grad = torch.zeros_like(parameter)
+            storages.peak = storages.held
+            train().backward()  # type: ignore[no-untyped-call]
+            training = storages.peak
             for parameter in trainable:
                 parameter.grad = None
-            evaluation = _evaluation_peak(model, storages, image_size_px, eval_batch_size, dtype)
+            storages.peak = storages.held
+            with torch.no_grad():
+                evaluate()
+            evaluation = storages.peak
     gradients = sum(p.numel() * p.element_size() for p in trainable)
     return Memory(
         weights=weights,
@@ -119,31 +160,6 @@ def estimate_memory(
         evaluation=evaluation - weights,
         runtime=runtime,
     )
-
-
-def _training_peak(
-    model: nn.Module, storages: _Storages, side: int, batch: int, accumulates: bool, dtype: torch.dtype | None
-) -> int:
-    if accumulates:
-        for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    storages.peak = storages.held
-    pixels, labels = torch.zeros(batch, 3, side, side), torch.zeros(batch, dtype=torch.int64)
-    with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
-        logits = model(pixel_values=pixels).logits
-    F.cross_entropy(logits.float(), labels).backward()
-    return storages.peak
-
-
-def _evaluation_peak(
-    model: nn.Module, storages: _Storages, side: int, batch: int, dtype: torch.dtype | None
-) -> int:
-    storages.peak = storages.held
-    model.eval()
-    autocast = torch.autocast("cpu", dtype=dtype, enabled=dtype is not None)
-    with torch.no_grad(), merged_for_evaluation(model, dtype), autocast:
-        model(pixel_values=torch.zeros(batch, 3, side, side))
-    return storages.peak
 
 
 def remember_positions(backbone: nn.Module, side: int) -> None:

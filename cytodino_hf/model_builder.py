@@ -24,7 +24,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .backbones import explained, hub_arguments, keep_base, quiet, read_backbone_config
+from .backbones import (
+    backbone_source,
+    explained,
+    hub_arguments,
+    is_on_hub,
+    keep_base,
+    quiet,
+    read_backbone_config,
+)
 from .lora import add_lora, first_block, share_casts
 from .model.configuration_cytodino import CytoDinoConfig
 from .model.image_processing_cytodino import CytoDinoImageProcessor
@@ -81,9 +89,9 @@ def build_config(recipe: Recipe, taxonomy: Taxonomy) -> CytoDinoConfig:
             `model.lora_last_blocks`.
     """
     model = recipe.model
-    backbone, commit = read_backbone_config(recipe)
+    backbone, commit = read_backbone_config(model, recipe.hub, recipe.data.image_size_px)
     first_block(backbone, model.lora_last_blocks)  # refuse before any weight is loaded
-    on_hub = model.backbone is not None and not Path(model.backbone).is_dir()
+    on_hub = is_on_hub(model)
     return CytoDinoConfig(
         backbone_config=backbone,
         head_type=model.head,
@@ -126,8 +134,8 @@ def build_model(recipe: Recipe, config: CytoDinoConfig, base_folder: Path) -> nn
             config, attn_implementation=recipe.model.attention
         )
     else:
-        hub = {"revision": config.base_model_revision, **hub_arguments(recipe)} if on_hub else {}
-        model = _load(recipe, config, recipe.model.backbone, hub)
+        hub = {"revision": config.base_model_revision, **hub_arguments(recipe.hub)} if on_hub else {}
+        model = _load(recipe, config, backbone_source(recipe.model.backbone), hub)
     set_seed(recipe.training.seed)  # LoRA's own weights, whatever was drawn before
     return prepare_for_training(model, recipe.model).train()
 

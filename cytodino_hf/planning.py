@@ -54,7 +54,7 @@ class Plan:
                 f"  trainable {p.trainable:>13,}  ({p.trainable / p.total:.1%})",
                 "",
                 f"steps   {self.steps:,} optimizer steps, {self.images_per_epoch:,} images an epoch",
-                *_memory_lines(m, self.remedies),
+                *memory_lines(m, self.remedies),
                 "nothing was trained (dry run)",
             ]
         )
@@ -87,15 +87,21 @@ def make_plan(recipe: Recipe, split: Split) -> Plan:
     )
 
 
-def _memory_lines(memory: Memory, remedies: tuple[str, ...]) -> list[str]:
+def memory_lines(memory: Memory, remedies: tuple[str, ...]) -> list[str]:
+    """What a plan says of memory.
+
+    Args:
+        memory: The estimate.
+        remedies: What to change where it does not fit.
+    """
     verdict = "fits" if memory.fits_card else "does NOT fit"
     return [
-        f"memory  {_gib(memory.on_gpu)} on a GPU (estimated peak of one process, computing in "
-        f"{_precision()}): {verdict} a 16 GB card",
-        f"        {_gib(memory.on_cpu)} on a CPU, without the processes that read images",
-        f"        of it weights {_gib(memory.weights)}, gradients and moments "
-        f"{_gib(memory.gradients_and_moments)}, activations and temporaries {_gib(memory.activations)} "
-        f"(in an evaluation {_gib(memory.evaluation)}); the rest is the runtime and what allocators leave unused",
+        f"memory  {in_gib(memory.on_gpu)} on a GPU (estimated peak of one process, computing in "
+        f"{precision()}): {verdict} a 16 GB card",
+        f"        {in_gib(memory.on_cpu)} on a CPU, without the processes that read images",
+        f"        of it weights {in_gib(memory.weights)}, gradients and moments "
+        f"{in_gib(memory.gradients_and_moments)}, activations and temporaries {in_gib(memory.activations)} "
+        f"(in an evaluation {in_gib(memory.evaluation)}); the rest is the runtime and what allocators leave unused",
         *(f"        change one: {remedy}" for remedy in remedies),
     ]
 
@@ -108,18 +114,20 @@ def _estimate(recipe: Recipe, config: CytoDinoConfig) -> Memory:
         batch_size=training.per_device_train_batch_size,
         eval_batch_size=training.per_device_eval_batch_size,
         accumulates=training.gradient_accumulation_steps > 1,
-        autocast=_precision() != "float32",
+        autocast=precision() != "float32",
         checkpointing=bool((training.model_extra or {}).get("activation_checkpointing")),
-        runtime=_runtime(),
+        runtime=runtime(),
     )
 
 
-def _precision() -> str:
+def precision() -> str:
+    """What this process computes in, in words."""
     named = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     return "float32" if named == "no" else named
 
 
-def _runtime() -> int:
+def runtime() -> int:
+    """Bytes that this process holds with everything a training imports, before any model."""
     import psutil
 
     from . import trainer  # noqa: F401 - a training process holds what this brings
@@ -139,12 +147,12 @@ def _remedies(recipe: Recipe, config: CytoDinoConfig, memory: Memory) -> tuple[s
         smaller = _changed(recipe, per_device_train_batch_size=size, gradient_accumulation_steps=steps)
         if (tried := _estimate(smaller, config)).fits_card:
             keys = f"--training.per_device_train_batch_size {size} --training.gradient_accumulation_steps {steps}"
-            found.append(f"{keys}  ({_gib(tried.on_gpu)}, same effective batch)")
+            found.append(f"{keys}  ({in_gib(tried.on_gpu)}, same effective batch)")
             break
     if not (recipe.training.model_extra or {}).get("activation_checkpointing"):
         tried = _estimate(_changed(recipe, activation_checkpointing=True), config)
         if tried.fits_card:
-            found.append(f"--training.activation_checkpointing true  ({_gib(tried.on_gpu)}, slower)")
+            found.append(f"--training.activation_checkpointing true  ({in_gib(tried.on_gpu)}, slower)")
     return tuple(found) or ("a smaller backbone, data.image_size_px or training.per_device_eval_batch_size",)
 
 
@@ -163,5 +171,6 @@ def _count_table(split: Split) -> list[str]:
     return lines
 
 
-def _gib(size: int) -> str:
+def in_gib(size: int) -> str:
+    """Bytes for a reader."""
     return f"{size / 2**30:.2f} GiB"

@@ -20,8 +20,8 @@ from .recipe_mistakes import check_model, parse_overrides, unknown_key
 
 SECTIONS = ("data", "model", "loss", "training", "evaluation", "hub")
 # Statistics of the images DINOv3 and DINOv2 were pretrained with.
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Section(BaseModel):
@@ -67,10 +67,10 @@ class DataSection(Section):
     hide_center_px: int = Field(0, ge=0, le=64, description="centred square painted over in every picture")
     image_size_px: int = Field(256, ge=8, le=4096, description="side of the picture the model sees")
     image_mean: list[float] = Field(
-        list(_IMAGENET_MEAN), min_length=3, max_length=3, description="per channel, of 1"
+        list(IMAGENET_MEAN), min_length=3, max_length=3, description="per channel, of 1"
     )
     image_std: list[float] = Field(
-        list(_IMAGENET_STD), min_length=3, max_length=3, description="per channel, of 1"
+        list(IMAGENET_STD), min_length=3, max_length=3, description="per channel, of 1"
     )
     augmentation: Literal["default", "published", "none"] = Field(
         "default", description="preset for training images"
@@ -89,14 +89,20 @@ class DataSection(Section):
     )
 
 
-class ModelSection(Section):
-    """Backbone, what of it trains, and the head."""
+class BackboneSection(Section):
+    """Which backbone, and how it computes."""
 
     backbone: str | None = Field(None, description="Hub id or local folder of a DINOv3 or DINOv2 ViT")
     revision: str | None = Field(None, description="commit of the backbone on the Hub")
     backbone_config: dict[str, Any] | None = Field(
         None, description="a backbone from scratch, instead of `backbone`"
     )
+    attention: Literal["sdpa", "eager"] = Field("sdpa", description="implementation of attention")
+
+
+class ModelSection(BackboneSection):
+    """Backbone, what of it trains, and the head."""
+
     method: Literal["lora", "head", "full"] = Field("lora", description="what trains besides the head")
     head: Literal["decoder", "linear"] = Field("decoder", description="how tokens become a class")
     decoder_layers: int = Field(4, ge=1, le=48, description="blocks of the decoder head")
@@ -117,7 +123,6 @@ class ModelSection(Section):
     train_norms: bool = Field(False, description="the backbone's norms train too")
     train_biases: bool = Field(False, description="the backbone's biases train too")
     position_jitter: bool = Field(False, description="DINOv3 rescales positions at random while training")
-    attention: Literal["sdpa", "eager"] = Field("sdpa", description="implementation of attention")
 
 
 class TrainingSection(Section):
@@ -230,8 +235,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: Anything is wrong; holds all mistakes, each with section.key, value, what is allowed and the
             nearest known name.
     """
-    document, problems = _read_json(Path(path))
-    problems += parse_overrides(overrides, document)
+    document, problems = read_document(path, overrides, SECTIONS)
     return parse_recipe(document, source=str(path), problems=problems)
 
 
@@ -250,14 +254,7 @@ def parse_recipe(document: Mapping[str, Any], *, source: str, problems: Sequence
     from .losses import LOSSES
 
     found = list(problems)
-    sections: dict[str, dict[str, Any]] = {}
-    for name, value in document.items():
-        if name not in SECTIONS:
-            found.append(unknown_key(name, SECTIONS, kind="section"))
-        elif not isinstance(value, dict):
-            found.append(f"{name} = {value!r}: must be an object with keys")
-        else:
-            sections[name] = dict(value)
+    sections = known_sections(document, SECTIONS, found)
     data = sections.get("data", {})
     options = {
         name: check_model(spec.options, data.pop(name, {}), f"data.{name}", found)
@@ -273,7 +270,7 @@ def parse_recipe(document: Mapping[str, Any], *, source: str, problems: Sequence
         "hub": check_model(HubSection, sections.get("hub", {}), "hub", found),
     }
     check_training_arguments(sections.get("training", {}), tuple(TrainingSection.model_fields), found)
-    check_contradictions(checked, tuple(SOURCES), found)
+    check_contradictions(checked, options, found)
     if found:
         raise RecipeError(found, source)
     return Recipe(**checked, source_options=options)  # type: ignore[arg-type]
@@ -291,7 +288,39 @@ def _check_loss(section: dict[str, Any], losses: Mapping[str, Any], found: list[
     return LossSection(name, checked) if checked is not None else None
 
 
-def _read_json(path: Path) -> tuple[dict[str, Any], list[str]]:
+def read_document(
+    path: str | Path, overrides: Sequence[str], sections: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """A recipe file as plain sections with the overrides of a command line, and the mistakes of either.
+
+    Args:
+        path: The JSON file.
+        overrides: See `load_recipe`.
+        sections: Names the message of a file that is no object gives.
+
+    Raises:
+        RecipeError: The file cannot be read as a JSON object.
+    """
+    document, problems = _read_json(Path(path), sections)
+    return document, problems + parse_overrides(overrides, document)
+
+
+def known_sections(
+    document: Mapping[str, Any], known: Sequence[str], found: list[str]
+) -> dict[str, dict[str, Any]]:
+    """The sections of a document; appends a line for each that is unknown or no object."""
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in document.items():
+        if name not in known:
+            found.append(unknown_key(name, known, kind="section"))
+        elif not isinstance(value, dict):
+            found.append(f"{name} = {value!r}: must be an object with keys")
+        else:
+            sections[name] = dict(value)
+    return sections
+
+
+def _read_json(path: Path, sections: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     twice: list[str] = []
 
     def refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -309,5 +338,5 @@ def _read_json(path: Path) -> tuple[dict[str, Any], list[str]]:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise RecipeError([f"cannot be read as JSON: {error}"], str(path)) from error
     if not isinstance(document, dict):
-        raise RecipeError(["a recipe is a JSON object with sections " + ", ".join(SECTIONS)], str(path))
+        raise RecipeError(["a recipe is a JSON object with sections " + ", ".join(sections)], str(path))
     return document, twice

@@ -48,8 +48,17 @@ _ELSEWHERE = {
 }  # fmt: skip
 #: Backbones of transformers that can be used.
 BACKBONE_TYPES = ("dinov3_vit", "dinov2", "dinov2_with_registers")
+#: Name of the backbone that ships with the package, and where it lies.
+EMBEDDED = "embedded"
+EMBEDDED_FOLDER = Path(__file__).with_name("embedded")
 # Patch side by the names of the published families, for ids whose configuration is not at hand yet.
 _PATCH_BY_NAME = ((r"dinov3-vit\w*?16", 16), (r"dinov2", 14), (r"dinobloom", 14))
+
+
+def take_out_misplaced(section: dict[str, Any], known: Sequence[str], found: list[str]) -> None:
+    """Take keys of TrainingArguments that have their place elsewhere out of a section; a line says where that is."""
+    for key in [key for key in section if key in _ELSEWHERE and key not in known]:
+        found.append(_misplaced(key, plain_value(section.pop(key))))
 
 
 def check_training_arguments(section: Mapping[str, Any], ours: Sequence[str], found: list[str]) -> None:
@@ -67,13 +76,17 @@ def check_training_arguments(section: Mapping[str, Any], ours: Sequence[str], fo
     allowed = [name for name in dict.fromkeys([*ours, *fields]) if name not in _ELSEWHERE]
     for key, value in others.items():
         if key in _ELSEWHERE:
-            shown = "" if "token" in key else f" = {shortened(value)}"  # a secret is never repeated
-            found.append(f"training.{key}{shown}: {_ELSEWHERE[key]}")
+            found.append(_misplaced(key, value))
         elif key not in fields:
             close = nearest(key, allowed)
             found.append(f"training.{key}: unknown key" + (f"; did you mean {close!r}?" if close else ""))
         elif problem := _type_problem(hints[key], value):
             found.append(f"training.{key} = {shortened(value)}: {problem}")
+
+
+def _misplaced(key: str, value: Any) -> str:
+    shown = "" if "token" in key else f" = {shortened(value)}"  # a secret is never repeated
+    return f"training.{key}{shown}: {_ELSEWHERE[key]}"
 
 
 def _type_problem(hint: Any, value: Any) -> str | None:
@@ -91,19 +104,28 @@ def _type_problem(hint: Any, value: Any) -> str | None:
     return None
 
 
-def check_contradictions(sections: Mapping[str, Any], sources: Sequence[str], found: list[str]) -> None:
+def check_contradictions(
+    sections: Mapping[str, Any], source_options: Mapping[str, Any], found: list[str]
+) -> None:
     """Check what no single key can show: files that must exist, keys that exclude each other, sizes that must fit.
 
     Args:
         sections: The checked sections; None where a section already has mistakes.
-        sources: Known sources.
+        source_options: Checked options of every known source; None of one with mistakes.
         found: Receives the mistakes.
     """
     data, model, training = sections["data"], sections["model"], sections["training"]
     if data is not None:
-        _check_data(data, sources, found)
+        check_source(data, "data", tuple(source_options), found)
+        if getattr(source_options.get(data.source), "labels", "given") == "none":
+            found.append(
+                f"data.{data.source}.labels = 'none': a fine-tuning needs labels; give them as class folders or in a "
+                "table, or learn from unlabelled images by `cytodino pretrain`"
+            )
+        if bad := [v for v in data.image_std if v <= 0]:
+            found.append(f"data.image_std = {data.image_std}: must be greater than 0, not {bad[0]:g}")
     if model is not None:
-        width, patch = _check_backbone(model, found)
+        width, patch = check_backbone(model, found)
         if data is not None and patch and data.image_size_px % patch:
             low = data.image_size_px // patch * patch
             found.append(
@@ -128,29 +150,45 @@ def check_contradictions(sections: Mapping[str, Any], sources: Sequence[str], fo
         _check_training(training, found)
 
 
-def _check_data(data: Any, sources: Sequence[str], found: list[str]) -> None:
+def check_source(data: Any, place: str, sources: Sequence[str], found: list[str]) -> None:
+    """Check the keys of a recipe that name images and their split.
+
+    Args:
+        data: Has `source`, `root`, `split` (None: no split), `taxonomy` and `fractions`.
+        place: Where these keys stand in the recipe.
+        sources: Known sources.
+        found: Receives the mistakes.
+    """
     from .taxonomy import load_taxonomy
 
     if data.source not in sources:
         found.append(
-            f"data.source = {data.source!r}: " + unknown_key(data.source, sources, kind="source", bare=True)
+            f"{place}.source = {data.source!r}: "
+            + unknown_key(data.source, sources, kind="source", bare=True)
         )
     elif data.source != "synthetic" and data.root is not None and not Path(data.root).is_dir():
-        found.append(f"data.root = {data.root!r}: no such folder")
-    if data.split not in ("stratified", "source") and not Path(data.split).is_file():
-        found.append(f"data.split = {data.split!r}: must be 'stratified', 'source' or an existing file")
+        found.append(f"{place}.root = {data.root!r}: no such folder")
+    if data.split not in (None, "stratified", "source") and not Path(data.split).is_file():
+        found.append(f"{place}.split = {data.split!r}: must be 'stratified', 'source' or an existing file")
     try:
         load_taxonomy(data.taxonomy)
     except (ValueError, OSError) as error:
-        found.append(f"data.taxonomy = {data.taxonomy!r}: {error}")
+        found.append(f"{place}.taxonomy = {data.taxonomy!r}: {error}")
     total = math.fsum(data.fractions.model_dump().values())
     if abs(total - 1) > 1e-6:
-        found.append(f"data.fractions: must sum to 1, not {total:g}")
-    if bad := [v for v in data.image_std if v <= 0]:
-        found.append(f"data.image_std = {data.image_std}: must be greater than 0, not {bad[0]:g}")
+        found.append(f"{place}.fractions: must sum to 1, not {total:g}")
 
 
-def _check_backbone(model: Any, found: list[str]) -> tuple[int | None, int | None]:
+def check_backbone(model: Any, found: list[str]) -> tuple[int | None, int | None]:
+    """Check the keys of a recipe that name a backbone.
+
+    Args:
+        model: A `BackboneSection`.
+        found: Receives the mistakes.
+
+    Returns:
+        Its width and its patch side, where they are known without asking the Hub.
+    """
     if (model.backbone is None) == (model.backbone_config is None):
         found.append("model.backbone, model.backbone_config: give exactly one of the two")
         return None, None
@@ -158,7 +196,7 @@ def _check_backbone(model: Any, found: list[str]) -> tuple[int | None, int | Non
         if model.revision is not None:
             found.append(f"model.revision = {model.revision!r}: a backbone from scratch has no revision")
         return _check_backbone_config(model.backbone_config, found)
-    folder = Path(model.backbone)
+    folder = EMBEDDED_FOLDER if model.backbone == EMBEDDED else Path(model.backbone)
     if folder.is_dir():
         return _read_local_config(folder, found)
     if model.backbone.startswith((".", "/", "~")) or model.backbone.count("/") > 1:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from .errors import BadNumbersError, CytoDinoError, NotEnoughMemoryError, WorkerKilledError
 from .files import write_json
@@ -21,6 +21,7 @@ from .memory import smaller_batch
 from .model_builder import save_model
 from .recipe import Recipe
 from .training.failures import deaths_noted, drop_frames, halving, named_failure, release_memory
+from .training.guarded_trainer import GuardedTrainer
 from .training.processes import on_first_process
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from .trainer import CytoTrainer
 
 T = TypeVar("T")
+R = TypeVar("R", bound="TrainedRecipe")
+C = TypeVar("C", bound=GuardedTrainer)
 logger = logging.getLogger(__name__)
 BAD_NUMBERS_FILE = "bad_numbers.json"
 #: The weights before the step that went bad, as a model that `from_pretrained` loads.
@@ -36,12 +39,22 @@ LAST_GOOD_FOLDER = "last-good"
 BATCH, SETBACKS = "batch", "setbacks"
 
 
+class TrainedRecipe(Protocol):
+    """A recipe of whatever kind, as far as memory is concerned."""
+
+    @property
+    def training(self) -> Any:
+        """Its training section, with TrainingArguments' names."""
+
+
 def train_through_setbacks(
-    recipe: Recipe,
+    recipe: R,
     run: RunFolder,
-    assemble: Callable[[Recipe], CytoTrainer],
-    train: Callable[[CytoTrainer], T],
-) -> tuple[CytoTrainer, T]:
+    assemble: Callable[[R], C],
+    train: Callable[[C], T],
+    save_weights: Callable[[C, Path], None],
+    in_words: Callable[[R], str],
+) -> tuple[C, T]:
     """Train; once more after a killed worker, and with a smaller micro-batch each time memory does not suffice.
 
     Everything is built anew and goes on from the newest checkpoint. What was changed stands in run.json, so that a
@@ -53,6 +66,8 @@ def train_through_setbacks(
         run: Its folder.
         assemble: Recipe -> trainer.
         train: Trainer -> what the report says of the training.
+        save_weights: Writes the model of a trainer into a folder, as the final one is written.
+        in_words: Recipe -> what decides the memory of a step, for a message.
 
     Returns:
         The trainer, done, and the result of `train`.
@@ -64,7 +79,7 @@ def train_through_setbacks(
     """
     was_killed = False
     while True:
-        trainer: CytoTrainer | None = None
+        trainer: C | None = None
         current = with_kept_batch(recipe, run)
         with deaths_noted() as deaths:
             try:
@@ -72,10 +87,10 @@ def train_through_setbacks(
                 trainer.on_evaluation_halved = partial(_keep_evaluation_batch, run)
                 return trainer, train(trainer)
             except BadNumbersError as error:
-                keep_evidence(error, run, trainer, recipe.model.method)
+                keep_evidence(error, run, partial(save_weights, trainer) if trainer is not None else None)
                 raise
             except Exception as error:
-                named = named_failure(error, batch_in_words(current), deaths)
+                named = named_failure(error, in_words(current), deaths)
                 if named is None:
                     raise
                 drop_frames(error)
@@ -119,7 +134,7 @@ def score_through_setbacks(recipe: Recipe, run: RunFolder, score: Callable[..., 
         try:
             return repeat()
         except BadNumbersError as error:
-            keep_evidence(error, run, None, recipe.model.method)
+            keep_evidence(error, run, None)
             raise
         except Exception as error:
             if (named := named_failure(error, batch_in_words(current), deaths)) is None:
@@ -128,10 +143,13 @@ def score_through_setbacks(recipe: Recipe, run: RunFolder, score: Callable[..., 
             raise named from error
 
 
-def with_kept_batch(recipe: Recipe, run: RunFolder) -> Recipe:
+def with_kept_batch(recipe: R, run: RunFolder) -> R:
     """The recipe with the batches that an earlier lack of memory left."""
     kept = run.recall(BATCH) or {}
-    return replace(recipe, training=recipe.training.model_copy(update=kept)) if kept else recipe
+    if not kept:
+        return recipe
+    changed: R = replace(recipe, training=recipe.training.model_copy(update=kept))  # type: ignore[type-var]
+    return changed
 
 
 def setbacks(run: RunFolder) -> list[str]:
@@ -139,21 +157,23 @@ def setbacks(run: RunFolder) -> list[str]:
     return list(run.recall(SETBACKS) or [])
 
 
-def keep_evidence(error: BadNumbersError, run: RunFolder, trainer: CytoTrainer | None, method: str) -> None:
+def keep_evidence(
+    error: BadNumbersError, run: RunFolder, save_weights: Callable[[Path], None] | None
+) -> None:
     """Write what is known of bad numbers, and the last good weights, into the RUN; the message names both.
 
     Args:
         error: Its findings are written; its message is completed.
         run: The RUN folder.
-        trainer: Holds the weights; None where there is none yet.
-        method: `model.method` of the recipe.
+        save_weights: Writes the weights of before the step into a folder; None where there are none yet.
     """
     findings = error.findings
 
     def write() -> str:
         weights = None
-        if trainer is not None and "micro_batches" in findings and not findings["weights"]:
-            weights = _write_last_good(trainer, run, method)
+        if save_weights is not None and "micro_batches" in findings and not findings["weights"]:
+            save_weights(run.path / LAST_GOOD_FOLDER)
+            weights = LAST_GOOD_FOLDER
         write_json(run.path / BAD_NUMBERS_FILE, findings | {"last_good_weights": weights})
         kept = f"All of it: {run.path / BAD_NUMBERS_FILE}"
         return kept + (f"; the weights before this step, as a model: {run.path / weights}" if weights else "")
@@ -162,13 +182,13 @@ def keep_evidence(error: BadNumbersError, run: RunFolder, trainer: CytoTrainer |
     error.args = (f"{error.args[0]}\n{on_first_process(write)}",)
 
 
-def _write_last_good(trainer: CytoTrainer, run: RunFolder, method: str) -> str:
-    folder = run.path / LAST_GOOD_FOLDER
-    save_model(trainer.plain_model, trainer.processor, folder, method)
-    if run.base.is_dir() and method != "full":  # a backbone that is not on the Hub travels with its adapter
+def save_with_base(recipe: Recipe, run: RunFolder, trainer: CytoTrainer, folder: Path) -> None:
+    """Write the model of a fine-tuning so that it loads from the folder alone."""
+    save_model(trainer.plain_model, trainer.processor, folder, recipe.model.method)
+    # A backbone that is not on the Hub travels with its adapter.
+    if run.base.is_dir() and recipe.model.method != "full":
         for file in run.base.iterdir():
             _link(file, folder / run.base.name / file.name)
-    return LAST_GOOD_FOLDER
 
 
 def _link(source: Path, target: Path) -> None:
@@ -180,14 +200,16 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _setback(named: CytoDinoError, recipe: Recipe, run: RunFolder, was_killed: bool) -> str | None:
+def _setback(named: CytoDinoError, recipe: TrainedRecipe, run: RunFolder, was_killed: bool) -> str | None:
     """Note in the RUN what happened and what changes; None where the run cannot go on by itself."""
     training = recipe.training
     told = None
     if isinstance(named, WorkerKilledError) and not was_killed:
         told = str(named).partition(". ")[0]
     size, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
-    if isinstance(named, NotEnoughMemoryError) and size > 1 and training.halve_batch_on_out_of_memory:
+    # A pretraining has no such key: what its loss says of a picture depends on the others of the micro-batch.
+    may_halve = getattr(training, "halve_batch_on_out_of_memory", False)
+    if isinstance(named, NotEnoughMemoryError) and size > 1 and may_halve:
         smaller, more = smaller_batch(size, accumulation)
         kept = {"per_device_train_batch_size": smaller, "gradient_accumulation_steps": more}
         run.remember(BATCH, (run.recall(BATCH) or {}) | kept)

@@ -5,6 +5,7 @@ environment.json   versions, hardware, commit, command
 split.csv          path, label, fold, group of every image
 rejected.csv       path, reason of every file that was left out
 near_duplicates.csv   cluster, path, label, fold of images that show the same picture
+images.csv, left_out.csv   of a pretraining instead of these three: what is drawn, and what is not and why
 run.json           state (running, finished), fingerprint of the data, checkpoints that were set aside and why,
                    setbacks of the machine and the smaller batches they left (see recovery.py)
 run.lock           held by the process that trains, with its pid
@@ -15,6 +16,7 @@ last-good/         the weights before that step, a model like the final one
 config.json, ...   the final model (see model_builder)
 predictions/       Parquet files, one per fold, and embeddings
 report/            report.json, report.html, figures
+backbone/          of a pretraining instead of these three (see pretraining/backbone_folder.py)
 """
 
 from __future__ import annotations
@@ -29,15 +31,14 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Protocol, Self
 
 from .checkpoints import Checkpoints
-from .data.splits import Split
 from .errors import RunFolderError
 from .files import write_json
-from .recipe import Recipe
 
 logger = logging.getLogger(__name__)
 _LOCK = "run.lock"
@@ -54,7 +55,28 @@ _MAY_DIFFER = (
     "data.root",
     "data.cache",
     "data.max_rejected_share",
+    "data.sources.*.root",
+    "data.sources.*.cache",
+    "data.sources.*.max_rejected_share",
+    "probe.root",
 )
+
+
+class RunRecipe(Protocol):
+    """What a run is made by, of whatever kind."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every key with its value, in the form of a recipe file."""
+
+
+class RunData(Protocol):
+    """The images of a run, with what it keeps of them."""
+
+    def fingerprint(self) -> str:
+        """Changes where images, labels, groups or folds do."""
+
+    def write_lists(self, folder: Path) -> None:
+        """Write which images there are, into the RUN."""
 
 
 class RunFolder:
@@ -87,7 +109,7 @@ class RunFolder:
         """Whether a run of this folder came to its end."""
         return self._state().get("state") == "finished"
 
-    def check(self, recipe: Recipe, data_fingerprint: str | None = None) -> None:
+    def check(self, recipe: RunRecipe, data_fingerprint: str | None = None) -> None:
         """Refuse to work in a folder that belongs to something else.
 
         Args:
@@ -116,22 +138,20 @@ class RunFolder:
         if data_fingerprint is not None and known not in (None, data_fingerprint):
             raise RunFolderError(
                 f"{self.path} holds a run on other data: images, labels, groups or folds have changed since "
-                "(see its split.csv); give another training.output_dir or delete it"
+                "(it lists them, see its CSV files); give another training.output_dir or delete it"
             )
 
-    def begin(self, recipe: Recipe, split: Split) -> None:
-        """Claim the folder: write recipe, split and environment; of a run that continues, the environment is anew.
+    def begin(self, recipe: RunRecipe, data: RunData) -> None:
+        """Claim the folder: write recipe, lists of images and environment; the environment anew where a run continues.
 
         Raises:
             RunFolderError: See `check`.
         """
-        fingerprint = split.images.fingerprint()
+        fingerprint = data.fingerprint()
         self.check(recipe, fingerprint)
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / "recipe.json", recipe.to_dict())  # first: it makes the folder a RUN
-        split.to_csv(self.path / "split.csv")
-        split.rejected_to_csv(self.path / "rejected.csv")
-        split.duplicates_to_csv(self.path / "near_duplicates.csv")
+        data.write_lists(self.path)
         write_json(self.path / "environment.json", describe_environment())
         state = {"state": "running", "data_fingerprint": fingerprint, "started": _now()}
         write_json(self.path / "run.json", state | self._state())
@@ -303,7 +323,9 @@ def _git_commit() -> str | None:
 
 def _differences(kept: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     old, new = _flat(json.loads(json.dumps(kept))), _flat(json.loads(json.dumps(now)))
-    names = sorted({*old, *new} - set(_MAY_DIFFER))
+    names = sorted(
+        name for name in {*old, *new} if not any(fnmatchcase(name, pattern) for pattern in _MAY_DIFFER)
+    )
     return [(name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)]
 
 

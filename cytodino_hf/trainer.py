@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +15,11 @@ from .data.samplers import OversamplingSampler
 from .lora import merged_for_evaluation
 from .model.image_processing_cytodino import CytoDinoImageProcessor
 from .recipe import Oversampling, Recipe, TrainingSection
+from .training.arguments import build_arguments
 from .training.guarded_trainer import GuardedTrainer
 
 if TYPE_CHECKING:
     from .taxonomy import Taxonomy
-
-logger = logging.getLogger(__name__)
 
 # Keys of the training section that TrainingArguments does not know.
 _OURS = (
@@ -158,47 +156,21 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     values = recipe.training.model_dump()
     for key in (*_OURS, "save_total_limit"):  # checkpoints are rotated by our own code
         values.pop(key)
-    # Pinned memory is of no use without a GPU, and torch warns of it.
-    values.setdefault("dataloader_pin_memory", torch.cuda.is_available())
-    # From pinned memory batches are copied to the GPU while it computes; else the host would wait for each copy.
-    if values["dataloader_pin_memory"]:
-        values.setdefault("accelerator_config", {"non_blocking": True})
-    # Every parameter that trains has a gradient in every step (a test holds it), so no process need search for one.
-    values.setdefault("ddp_find_unused_parameters", False)
     evaluates = recipe.training.eval_strategy != "no"
     metric = recipe.training.metric_for_best_model.removeprefix("eval_")
-    arguments = TrainingArguments(
-        **values
-        | {
-            "remove_unused_columns": False,
-            "logging_nan_inf_filter": False,  # it hides bad numbers, and waits for the GPU in every step
-            "restore_callback_states_from_checkpoint": True,  # the patience of early stopping
-            "label_names": ["labels"],
-            "load_best_model_at_end": evaluates,
-            "metric_for_best_model": metric if evaluates else None,
-            "greater_is_better": metric != "loss" if evaluates else None,
-        }
+    return build_arguments(
+        values,
+        label_names=["labels"],
+        load_best_model_at_end=evaluates,
+        metric_for_best_model=metric if evaluates else None,
+        greater_is_better=metric != "loss" if evaluates else None,
     )
-    return _one_gpu_a_process(arguments)
-
-
-def _one_gpu_a_process(arguments: TrainingArguments) -> TrainingArguments:
-    # Trainer would spread one process over all GPUs it sees (DataParallel) and multiply the batch of the recipe.
-    if arguments.n_gpu > 1:
-        logger.warning(
-            "%d GPUs are here and one process was started: one is used. For all of them: torchrun --standalone "
-            "--nproc-per-node %d run_finetune.py ...",
-            arguments.n_gpu,
-            arguments.n_gpu,
-        )
-        arguments._n_gpu = 1
-    return arguments
 
 
 def make_compute_metrics(taxonomy: Taxonomy, train_labels: list[int]) -> Callable[[Any], dict[str, float]]:
     """What Trainer calls after each evaluation: our metrics over the classes of the training fold.
 
-    The numbers are those of the public `evaluate` module, without its tables, which cost 0.13 s for 34,000 images.
+    The numbers are those of the public `evaluate` module, without its tables.
     """
     from .evaluation.metrics import confusion_matrix, confusion_metrics
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.server
 import json
+import logging
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from cytodino_hf.backbones import explained
 from cytodino_hf.errors import BackboneUnavailableError
 from cytodino_hf.model.configuration_cytodino import CytoDinoConfig
 from cytodino_hf.model.modeling_cytodino import CytoDinoForImageClassification
@@ -231,7 +234,8 @@ from cytodino_hf.model_builder import build_config
 from cytodino_hf.recipe import parse_recipe
 from cytodino_hf.taxonomy import MLL
 found = {}
-for name, revision in (("me/gated", None), ("me/missing", None), ("me/norev", "a" * 40)):
+for name, revision in (("me/gated", None), ("me/missing", None), ("me/norev", "a" * 40),
+                       ("facebook/dinov3-gone", None)):
     for local in (False, True):
         sections = {"model": {"backbone": name, "revision": revision}, "training": {"output_dir": "out"},
                     "hub": {"local_files_only": local}}
@@ -259,4 +263,35 @@ print(json.dumps(found))
     for name in ("me/gated True", "me/missing True", "me/norev True"):
         assert "local cache" in found[name]
         assert "hf download" in found[name]
+    assert "licence" not in found["me/gated True"]  # nobody knows that it is gated
+    offline = found["facebook/dinov3-gone True"]
+    assert "accept its licence on https://huggingface.co/facebook/dinov3-gone" in offline
+    assert "hf auth login" in offline
+    assert "hf download" in offline
+    assert "forbids asking the Hub" in offline
     assert all("hf_x" not in message for message in found.values())
+
+
+def test_a_hub_out_of_reach_is_told_in_one_line_and_one_message(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = logging.getLogger("huggingface_hub.utils._http")
+    monkeypatch.setattr(client, "propagate", True)
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)
+
+    def fail() -> None:
+        for attempt in range(3):
+            client.warning("'[Errno -2] Name or service not known' thrown while requesting HEAD https://x")
+            client.warning("Retrying in %ds [Retry %d/5].", 2**attempt, attempt + 1)
+        client.warning("Rate limited. Waiting 3s before retry [Retry 1/5].")
+        raise OSError("We could not connect") from socket.gaierror(-2, "Name or service not known")
+
+    with (
+        pytest.raises(BackboneUnavailableError, match=r"me/far .* \(no connection\)") as raised,
+        explained(ModelSection(backbone="me/far")),
+    ):
+        fail()
+    assert "gaierror" not in str(raised.value)
+    assert [record.getMessage().split()[0] for record in caplog.records] == ["the", "Rate"]
+    client.warning("Retrying in 1s [Retry 1/5].")
+    assert "Retrying in 1s" in caplog.text, "the client was left silent"

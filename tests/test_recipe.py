@@ -196,3 +196,10 @@ def test_defaults_make_a_whole_recipe() -> None:
     assert isinstance(recipe, Recipe)
     assert recipe.loss.name == "hierarchical_focal"
     assert sum(recipe.data.fractions.model_dump().values()) == pytest.approx(1)
+
+
+def test_a_fine_tuning_needs_labels(tmp_path: Path) -> None:
+    path = write(tmp_path, data={"source": "image_folder", "image_folder": {"labels": "none"}})
+    assert "data.image_folder.labels = 'none': a fine-tuning needs labels" in only(path)
+    write(tmp_path, data={"source": "synthetic", "image_folder": {"labels": "none"}})
+    assert load_recipe(path).data.source == "synthetic"  # options of another source have no effect

@@ -15,7 +15,8 @@ from cytodino_hf.data.loading import load_split
 from cytodino_hf.losses import LOSSES, build_loss
 from cytodino_hf.model_builder import build_config, build_model, build_processor
 from cytodino_hf.recipe import Recipe, parse_recipe
-from cytodino_hf.trainer import CytoTrainer, _one_gpu_a_process, build_trainer, parameter_groups
+from cytodino_hf.trainer import CytoTrainer, build_trainer, parameter_groups
+from cytodino_hf.training.arguments import _one_gpu_a_process
 
 
 @pytest.fixture(scope="module")

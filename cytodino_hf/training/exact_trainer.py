@@ -7,17 +7,25 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, set_seed
 
-from ..data.samplers import OversamplingSampler
-
 # Key under which a micro-batch carries how many of the step's images it stands for, as a divisor of its mean loss.
 _DIVISOR = "loss_divisor"
+
+
+class EpochSampler(Protocol):
+    """A sampler whose order depends on its seed and the epoch it was told, on nothing else."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration gives."""
+
+    def __len__(self) -> int:
+        """Images of an epoch."""
 
 
 class ExactTrainer(Trainer):
@@ -37,7 +45,7 @@ class ExactTrainer(Trainer):
     """
 
     loss: nn.Module
-    sampler: OversamplingSampler | None = None
+    sampler: EpochSampler | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

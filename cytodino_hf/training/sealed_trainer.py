@@ -27,7 +27,7 @@ WEIGHTS = "model.safetensors"
 class SealedTrainer(ExactTrainer):
     """Trainer that writes, rotates and reads only sealed checkpoints, and saves when it is told to stop.
 
-    - A checkpoint holds what trains under its names in memory, and what Trainer needs to go on. Under the names on
+    - A checkpoint holds `kept_tensors` under their names in memory, and what Trainer needs to go on. Under the names on
       disk of transformers a plain model would not be restored, and a frozen backbone need not be kept; Trainer's own
       files also hold its arguments as a pickle, with the token of the Hub, and peft's ask the Hub for a base model.
     - The best model so far is always in a checkpoint, also where evaluations are more frequent than saves.
@@ -51,6 +51,10 @@ class SealedTrainer(ExactTrainer):
         """The model without the wrappers of torch.compile and of data-parallel training."""
         model: nn.Module = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         return model
+
+    def kept_tensors(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint keeps of the model, by its name in memory: what trains. The rest is built anew."""
+        return {name: p for name, p in self.plain_model.named_parameters() if p.requires_grad}
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's; a SIGTERM or the first Ctrl+C ends it with a sealed checkpoint.
@@ -134,8 +138,7 @@ class SealedTrainer(ExactTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         from safetensors.torch import save_file
 
-        module = self.plain_model
-        tensors = {n: p.detach().contiguous() for n, p in module.named_parameters() if p.requires_grad}
+        tensors = {name: tensor.detach().contiguous() for name, tensor in self.kept_tensors().items()}
         save_file(tensors, Path(output_dir or self.args.output_dir) / WEIGHTS, metadata={"format": "pt"})
 
     def _save_trainer_state(self, folder: Path) -> None:
@@ -146,7 +149,7 @@ class SealedTrainer(ExactTrainer):
         dataclasses.replace(self.state, best_model_checkpoint=None).save_to_json(str(folder / TRAINER_STATE))
 
     def _checkpoint_bytes(self) -> int:
-        tensors = [p for p in self.model.parameters() if p.requires_grad]
+        tensors = list(self.kept_tensors().values())
         for moments in self.optimizer.state.values():
             tensors += [value for value in moments.values() if isinstance(value, torch.Tensor)]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -188,11 +191,10 @@ class SealedTrainer(ExactTrainer):
     def _load_weights(self, folder: Path) -> None:
         from safetensors.torch import load_file
 
-        module = self.plain_model
-        result = module.load_state_dict(load_file(folder / WEIGHTS), strict=False)
-        # Frozen weights are not in a checkpoint on purpose; anything else missing is an error.
-        frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
-        missing = [key for key in result.missing_keys if key not in frozen]
+        tensors = load_file(folder / WEIGHTS)
+        result = self.plain_model.load_state_dict(tensors, strict=False)
+        # What a checkpoint does not keep is missing on purpose; anything else is an error.
+        missing = [name for name in self.kept_tensors() if name not in tensors]
         if missing or result.unexpected_keys:
             raise CheckpointError(
                 f"{folder} does not fit the model: missing {missing[:5]}, unknown {result.unexpected_keys[:5]}. "
