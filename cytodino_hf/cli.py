@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import cli_benchmark
+from . import cli_backbones, cli_benchmark, cli_probe
 from .errors import CytoDinoError
 
 #: Beside `run_finetune.py` in a checkout.
@@ -32,22 +32,10 @@ def finetune(
 
     Any key of the recipe can be changed: --section.key VALUE (lists and objects as JSON).
     """
-    from .launch import (
-        apply_accelerate_config,
-        end_with_launcher,
-        speaks,
-        use_free_cores,
-        use_large_pages,
-    )
     from .recipe import load_recipe
 
-    use_large_pages()
     checked = load_recipe(recipe, context.args)
-    precision = apply_accelerate_config(ACCELERATE_CONFIG)
-    if speaks():
-        typer.echo(precision)
-    use_free_cores(checked.training.dataloader_num_workers)
-    end_with_launcher()
+    _begin_training(checked.training.dataloader_num_workers)
     if dry_run:
         from .data.loading import load_split
         from .planning import make_plan
@@ -57,10 +45,59 @@ def finetune(
         typer.echo(make_plan(checked, load_split(checked)).to_text())
         return
     from .finetune import finetune as run_recipe
+    from .launch import speaks
 
     run = run_recipe(checked)
     if speaks():
         typer.echo(f"{run.path}: model, predictions and report; open {run.report / 'report.html'}")
+
+
+def pretrain(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="Pretraining recipe, a JSON file.", show_default=False)],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be done; train nothing.")
+    ] = False,
+) -> None:
+    """Learn from unlabelled images (iBOT): a backbone for recipes into training.output_dir/backbone.
+
+    Any key of the recipe can be changed: --section.key VALUE (lists and objects as JSON).
+    """
+    from .pretraining.recipe import load_pretrain_recipe
+
+    checked = load_pretrain_recipe(recipe, context.args)
+    _begin_training(checked.training.dataloader_num_workers)
+    if dry_run:
+        from .pretraining.planning import make_pretrain_plan
+        from .run_folder import RunFolder
+
+        RunFolder(checked.training.output_dir).check(checked)
+        typer.echo(make_pretrain_plan(checked).to_text())
+        return
+    from .launch import speaks
+    from .pretraining.pretrain import pretrain as run_recipe
+
+    run = run_recipe(checked)
+    if speaks():
+        typer.echo(f"{run.path / 'backbone'}: a backbone for model.backbone of a recipe; open its README.md")
+
+
+def _begin_training(workers: int) -> None:
+    """What every training does before it imports torch: memory, precision, threads, whose end is its own."""
+    from .launch import (
+        apply_accelerate_config,
+        end_with_launcher,
+        speaks,
+        use_free_cores,
+        use_large_pages,
+    )
+
+    use_large_pages()
+    precision = apply_accelerate_config(ACCELERATE_CONFIG)
+    if speaks():
+        typer.echo(precision)
+    use_free_cores(workers)
+    end_with_launcher()
 
 
 def draw(
@@ -120,14 +157,23 @@ def check(
 #: Command words -> function, and what of the command line it takes by itself.
 COMMANDS: dict[tuple[str, ...], tuple[Callable[..., None], dict[str, Any]]] = {
     ("finetune",): (finetune, _TAKES_OVERRIDES),
+    ("pretrain",): (pretrain, _TAKES_OVERRIDES),
     ("data", "draw"): (draw, {}),
     ("data", "check"): (check, _TAKES_OVERRIDES),
+    ("convert",): (cli_backbones.convert, {}),
+    ("explain",): (cli_backbones.explain, {}),
+    ("probe",): (cli_probe.probe, _TAKES_OVERRIDES),
     ("benchmark", "data"): (cli_benchmark.data, {}),
     ("benchmark", "step"): (cli_benchmark.step, {}),
     ("benchmark", "predict"): (cli_benchmark.predict, {}),
     ("benchmark", "startup"): (cli_benchmark.startup, {}),
+    ("benchmark", "quality"): (cli_benchmark.quality, {}),
+    ("benchmark", "pretraining"): (cli_benchmark.pretraining, {}),
 }
-_GROUPS = {"data": "Image sets.", "benchmark": "Speed and memory against the published way (in a checkout)."}
+_GROUPS = {
+    "data": "Image sets.",
+    "benchmark": "Speed, memory and quality against the published way (in a checkout).",
+}
 
 
 def build_app() -> typer.Typer:

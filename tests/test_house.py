@@ -29,9 +29,9 @@ STAGES = [
     {"evaluation"},
     {"launch", "run_folder", "memory", "planning", "recovery"},
     {"run_records"},
-    {"finetune"},
-    {"cli_benchmark"},
-    {"cli"},
+    {"finetune", "pretraining", "conversion", "probing"},
+    {"cli_backbones", "cli_benchmark", "cli_probe"},
+    {"cli", "__main__"},
 ]
 # Imports inside functions that look forward: tables that say what a recipe may name, and the metrics of training.
 LOOKS_FORWARD = {

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from cytodino_hf.cli import COMMANDS
+from cytodino_hf.pretraining.recipe import load_pretrain_recipe
 from cytodino_hf.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -58,10 +59,13 @@ def test_every_command_is_one(
         done = subprocess.run(["make", "--dry-run", words[1]], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     elif words[:2] == ["accelerate", "launch"] or words[0] == "torchrun":
-        script = next(number for number, word in enumerate(words) if word.endswith(".py"))
-        assert (ROOT / words[script]).is_file()
         make_user_folders(tmp_path)
         monkeypatch.chdir(tmp_path)
+        if words[2:5] == ["-m", "cytodino_hf", "pretrain"]:
+            load_pretrain_recipe(ROOT / words[5], [w for w in words[6:] if w != "--dry-run"])
+            return
+        script = next(number for number, word in enumerate(words) if word.endswith(".py"))
+        assert (ROOT / words[script]).is_file()
         options = [w for w in words[script + 2 :] if w != "--dry-run"]
         load_recipe(ROOT / words[script + 1], options)
     elif words[0] == "cytodino":
@@ -75,8 +79,15 @@ def test_every_command_is_one(
 
 
 def make_user_folders(folder: Path) -> None:
-    for name in ("my_cells", "path/to/bone_marrow_cell_dataset", "path/to/images"):
+    for name in (
+        "my_cells",
+        "path/to/bone_marrow_cell_dataset",
+        "path/to/images",
+        "path/to/mll7",
+        "path/to/more",
+    ):
         (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / "path/to/mll7/split.csv").touch()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -93,7 +104,7 @@ def test_every_path_exists(document: str) -> None:
 
 def made_by_a_run() -> set[str]:
     names = ("config.json", "recipe.json", "environment.json", "split.csv", "run.json")
-    of_some_runs = ("rejected.csv", "near_duplicates.csv", "bad_numbers.json")
+    of_some_runs = ("rejected.csv", "near_duplicates.csv", "bad_numbers.json", "images.csv", "left_out.csv")
     return {*names, *of_some_runs, *(f"RUN/{name}" for name in (*names, *of_some_runs))}
 
 

@@ -167,7 +167,16 @@ def test_groups_are_asked_for_but_not_given(tmp_path: Path) -> None:
 
 
 def test_without_labels_every_image_below_the_root_counts(tmp_path: Path) -> None:
-    touch(tmp_path, "top.PNG", "a/1.png", "a/deep/er/2.jpg", "b/notes.txt", "b/3.gif", ".hidden/4.png", "BLA/5.png")
+    touch(
+        tmp_path,
+        "top.PNG",
+        "a/1.png",
+        "a/deep/er/2.jpg",
+        "b/notes.txt",
+        "b/3.gif",
+        ".hidden/4.png",
+        "BLA/5.png",
+    )
     (tmp_path / "again").symlink_to(tmp_path / "a")
     images = load(tmp_path, labels="none")
     assert images.column("path") == ["BLA/5.png", "a/1.png", "a/deep/er/2.jpg", "top.PNG"]

@@ -1,0 +1,151 @@
+"""The card of a pretrained backbone: what it is, what it saw, whose images those were, what it may be used for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Beginnings of names on the Hub whose weights a continued backbone inherits a licence from.
+_LICENCES = {
+    "facebook/dinov3": (
+        "dinov3-license",
+        "https://ai.meta.com/resources/models-and-libraries/dinov3-license/",
+    ),
+    "facebook/dinov2": ("apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0"),
+}
+
+
+def card(record: dict[str, Any]) -> str:
+    """README.md of the folder.
+
+    Args:
+        record: What `pretraining.json` holds.
+    """
+    return "\n".join([*_front_matter(record), "", *_body(record)]) + "\n"
+
+
+def _front_matter(record: dict[str, Any]) -> list[str]:
+    lines = ["---", "library_name: transformers", "pipeline_tag: image-feature-extraction"]
+    lines += ["tags:", "- cytology", "- bone-marrow", "- self-supervised", "- ibot"]
+    if (licence := _licence(record["origin"])) is not None:
+        base, name, link = licence
+        is_own = name.endswith("-license")
+        lines += (
+            ["license: other", f"license_name: {name}", f"license_link: {link}"]
+            if is_own
+            else [f"license: {name}"]
+        )
+        lines += [f"base_model: {base}"]
+    return [*lines, "---"]
+
+
+def _licence(origin: dict[str, Any] | None) -> tuple[str, str, str] | None:
+    """Name, licence and its address of published weights these are derived from, over any number of pretrainings."""
+    while origin is not None:
+        for start, (licence, link) in _LICENCES.items():
+            if origin["name"].startswith(start):
+                return origin["name"], licence, link
+        origin = origin.get("origin")
+    return None
+
+
+def _body(record: dict[str, Any]) -> list[str]:
+    recipe, training = record["recipe"], record["training"]
+    views = recipe["views"]
+    return [
+        "# A backbone pretrained on cell images",
+        "",
+        f"A ViT of {record['parameters']:,} parameters, the teacher of an iBOT pretraining (self-distillation and "
+        "masked patches; no label was used). It gives features of single cells and knows no class by itself.",
+        "",
+        "**Research use. Not a medical device; no diagnosis may rest on it.**",
+        "",
+        "```python",
+        "from transformers import AutoModel",
+        "",
+        'backbone = AutoModel.from_pretrained("path/to/this/folder")',
+        "```",
+        "",
+        'In a recipe of cytodino_hf: `"model": {"backbone": "path/to/this/folder"}`.',
+        "",
+        "## Where it began",
+        "",
+        *_origin(record["origin"]),
+        "",
+        "## Images",
+        "",
+        *_images(record["images"]),
+        "",
+        "`images.csv` names every image, so that anybody can check that a test image was not among them.",
+        "",
+        "## Training",
+        "",
+        f"{training['steps']:,} steps of {training['images_seen'] // max(training['steps'], 1)} images "
+        f"({training['images_seen']:,} drawn in all), two views of {views['global_size_px']} px each, "
+        f"{training['seconds'] / 60:,.1f} minutes on {_hardware(record)}.",
+        *_worth(training["log_history"]),
+        "",
+        "![loss, teacher's answers, rank of its features, neighbours](pretraining.png)",
+        "",
+        "The whole recipe, the log and the versions stand in `pretraining.json`.",
+        "",
+        "## Licence",
+        "",
+        _licence_in_words(record["origin"]),
+    ]
+
+
+def _origin(origin: dict[str, Any] | None) -> list[str]:
+    if origin is None:
+        return ["Random weights: it has seen no image but those below."]
+    commit = f" (commit {origin['commit']})" if origin.get("commit") else ""
+    lines = [f"It goes on from `{origin['name']}`{commit}, and has seen what that has seen."]
+    if "images" in origin:
+        lines += ["", *_images(origin["images"])]
+    return lines
+
+
+def _images(images: dict[str, Any]) -> list[str]:
+    lines = ["| source | images | share of the draws | left out | whose |", "|---|---|---|---|---|"]
+    for source in images["sources"]:
+        left_out = "; ".join(f"{count:,} {reason}" for reason, count in source["left_out"].items())
+        share, whose = f"{source['share_of_draws']:.0%}", source["attribution"] or "not stated"
+        lines.append(
+            f"| {source['name']} | {source['images']:,} | {share} | {left_out or 'none'} | {whose} |"
+        )
+    return [*lines, "", f"Never drawn: {images['held_out']}."]
+
+
+def _hardware(record: dict[str, Any]) -> str:
+    environment, training = record["environment"], record["training"]
+    if training["device"].startswith("cuda") and environment["gpus"]:
+        return f"{training['processes']} x {environment['gpus'][0]}"
+    return f"{environment['processor']} ({environment['cores']} cores), {training['processes']} process(es)"
+
+
+def _worth(log: list[dict[str, Any]]) -> list[str]:
+    """The newest scores by neighbours."""
+    scores = [row for row in log if any(key.startswith("knn") for key in row)]
+    if not scores:
+        return []
+    first, last = scores[0], scores[-1]
+    lines = [
+        "",
+        "Nearest neighbours on the labelled set of the recipe (training fold; its validation fold is scored):",
+        "",
+    ]
+    lines += ["| | before | after |", "|---|---|---|"]
+    for key in (key for key in last if key.startswith("knn")):
+        neighbours, _, metric = key.removeprefix("knn").partition("_")
+        name = f"{metric.replace('_', ' ')}, {neighbours} neighbour{'s' if neighbours != '1' else ''}"
+        lines.append(f"| {name} | {first.get(key, float('nan')):.3f} | {last[key]:.3f} |")
+    return lines
+
+
+def _licence_in_words(origin: dict[str, Any] | None) -> str:
+    if (licence := _licence(origin)) is not None:
+        base, name, link = licence
+        return f"The weights are derived from `{base}` and stand under its licence, {name} ({link})."
+    return (
+        "The images above are used under the licences named beside them; where these ask for attribution, give it with "
+        "these weights."
+    )

@@ -1,0 +1,183 @@
+"""What the features are worth while pretraining runs: nearest neighbours on a labelled set, every so many steps."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from transformers import TrainerCallback
+
+from ..data.dataset import CellDataset
+from ..data.inspection.scan import scan_images
+from ..data.loading import divide, index_images, leave_out_rejected
+from ..errors import DataError
+from ..evaluation.features import frozen_features
+from ..evaluation.metrics import confusion_matrix, confusion_metrics
+from ..evaluation.neighbours import knn_predict
+from ..model.image_processing_cytodino import CytoDinoImageProcessor
+from ..recipe import DataSection
+from ..training.processes import on_first_process
+from .recipe import PretrainRecipe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..data.samples import CellImages
+    from .mixture import Mixture
+    from .trainer import PretrainingTrainer
+
+#: Pictures at once: without gradients memory is no question.
+BATCH = 128
+
+
+@dataclass(frozen=True)
+class NeighbourProbe:
+    """Neighbours are looked for in the training fold, the validation fold is scored.
+
+    Args:
+        train, validation: The folds, as an evaluation sees their pictures.
+        classes: How many there are.
+        k: Neighbours that vote.
+        workers: Processes that read pictures.
+    """
+
+    train: CellDataset
+    validation: CellDataset
+    classes: int
+    k: int
+    workers: int
+
+    def score(self, backbone: nn.Module) -> dict[str, float]:
+        """Accuracy and balanced accuracy of the validation fold by 1 and by k neighbours."""
+        is_bf16 = os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
+        precision: Literal["float32", "bfloat16"] = "bfloat16" if is_bf16 else "float32"
+        train, validation = (
+            frozen_features(
+                backbone,
+                fold,
+                batch_size=BATCH,
+                workers=self.workers,
+                precision=precision,
+                show_progress=False,
+            )
+            for fold in (self.train, self.validation)
+        )
+        truth = np.asarray(self.validation.labels)
+        counted = np.isin(np.arange(self.classes), self.train.labels)
+        found = {}
+        for k in dict.fromkeys((1, self.k)):
+            called = knn_predict(train, np.asarray(self.train.labels), validation, k, self.classes)
+            metrics = confusion_metrics(confusion_matrix(truth, called, self.classes), counted)
+            found[f"knn{k}_accuracy"] = float(metrics["accuracy"])
+            found[f"knn{k}_balanced_accuracy"] = float(metrics["balanced_accuracy"])
+        return found
+
+
+def build_probe(recipe: PretrainRecipe, mixture: Mixture) -> NeighbourProbe | None:
+    """The probe of a recipe, or None where it has none.
+
+    Args:
+        recipe: The recipe.
+        mixture: What is pretrained on.
+
+    Raises:
+        DataError: Its images cannot be used as asked, or one that it scores is pretrained on.
+    """
+    labelled = labelled_images(recipe)
+    if labelled is None:
+        return None
+    _refuse_drawn(labelled, mixture)
+    images = labelled.images
+    section, side = recipe.probe, recipe.probe.image_size_px or recipe.views.global_size_px
+    size = {"height": side, "width": side}
+    crop = section.center_crop_px
+    processor = CytoDinoImageProcessor(
+        hide_center_px=section.hide_center_px,
+        size=size,
+        do_center_crop=crop is not None,
+        crop_size={"height": crop, "width": crop} if crop is not None else size,
+        image_mean=list(recipe.model.image_mean),
+        image_std=list(recipe.model.image_std),
+    )
+    return NeighbourProbe(
+        train=CellDataset(images.fold("train"), processor),
+        validation=CellDataset(images.fold("validation"), processor),
+        classes=len(images.taxonomy),
+        k=section.k,
+        workers=recipe.training.dataloader_num_workers,
+    )
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """The labelled set of the probe.
+
+    Args:
+        images: With their folds.
+        sha256: Of each image's file.
+    """
+
+    images: CellImages
+    sha256: list[str]
+
+
+def _refuse_drawn(labelled: LabelledImages, mixture: Mixture) -> None:
+    drawn = {source.sha256[row] for source in mixture.sources for row in source.rows}
+    rows = [
+        row
+        for row, fold in enumerate(labelled.images.folds)
+        if fold == "validation" and labelled.sha256[row] in drawn
+    ]
+    if rows:
+        ids = labelled.images.column("id")
+        raise DataError(
+            f"{len(rows)} images that the probe scores are pretrained on, such as {ids[rows[0]]}: give the source they "
+            "come from the split of the probe (data.sources.NAME.split), or name the split file in data.hold_out"
+        )
+
+
+def labelled_images(recipe: PretrainRecipe) -> LabelledImages | None:
+    """The labelled set of the probe with its folds; None where the recipe has no probe."""
+    section = recipe.probe
+    if not section.is_on:
+        return None
+    data = DataSection(**{name: getattr(section, name) for name in _SHARED})
+    found = index_images(data, recipe.probe_options)
+    images, scan, _ = leave_out_rejected(found, scan_images(found))
+    split = divide(images, scan, data, needs_validation=True).images
+    sums = dict(zip(images.column("path"), scan.column("file_sha256"), strict=True))
+    return LabelledImages(split, [sums[path].hex() for path in split.column("path")])
+
+
+# Keys of the probe section that a fine-tuning recipe's data section has as well.
+_SHARED = ("source", "root", "taxonomy", "split", "split_seed", "fractions")
+
+
+class ProbeCallback(TrainerCallback):
+    """Scores the teacher before the first step, every so many steps, and after the last one.
+
+    Args:
+        trainer: Whose teacher.
+        probe: What to score it on.
+        every_steps: How often.
+    """
+
+    def __init__(self, trainer: PretrainingTrainer, probe: NeighbourProbe, every_steps: int) -> None:
+        self.trainer, self.probe, self.every_steps = trainer, probe, every_steps
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 0:
+            self._score()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        step = state.global_step
+        if step % self.every_steps == 0 or step >= state.max_steps:
+            is_log_due = control.should_log
+            self._score()
+            control.should_log = is_log_due  # a line of ours is taken for the line of this step
+
+    def _score(self) -> None:
+        backbone = self.trainer.ibot.teacher.backbone
+        self.trainer.log(on_first_process(lambda: self.probe.score(backbone)))
