@@ -215,9 +215,13 @@ def section_name(result: Result) -> str:
 
 def update_results(path: Path, result: Result) -> None:
     """Put the tables of a result into a Markdown file, in place of the earlier ones of the same name."""
-    name = section_name(result)
+    replace_section(path, section_name(result), to_markdown(result))
+
+
+def replace_section(path: Path, name: str, markdown: str) -> None:
+    """Put a section into a Markdown file, in place of the earlier one of the same name; a new one at its end."""
     begin, end = f"<!-- benchmark {name} -->", f"<!-- end of benchmark {name} -->"
-    section = f"{begin}\n{to_markdown(result)}\n{end}"
+    section = f"{begin}\n{markdown}\n{end}"
     text = path.read_text(encoding="utf-8") if path.is_file() else "# Results\n"
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
     if not pattern.search(text):

@@ -34,6 +34,20 @@ _Results = Annotated[
 
 _PRECISIONS = "float32,bfloat16"
 
+_Root = Annotated[Path, typer.Option("--images", help="Folder of class folders.", show_default=False)]
+_Split = Annotated[Path | None, typer.Option(help="CSV path,label,fold; split.csv in the folder without it.")]
+_Output = Annotated[Path, typer.Option(help="Folder of the study; holds every RUN.", show_default=False)]
+_Seeds = Annotated[str, typer.Option(help="Each arm is trained once with each, commas between.")]
+_Size = Annotated[int, typer.Option(min=8, help="Side of the picture, for every arm.")]
+_Epochs = Annotated[float | None, typer.Option(help="Other than the recipes'; shortens every arm alike.")]
+_MaxSteps = Annotated[int | None, typer.Option(min=1, help="Steps of a batch of ours, for a trial.")]
+_Jobs = Annotated[
+    int, typer.Option(min=1, help="Runs at the same time, one thread each (OMP_NUM_THREADS: more).")
+]
+_Workers = Annotated[int, typer.Option(min=0, help="Processes that read images, of each run; for a GPU.")]
+_Draws = Annotated[int, typer.Option(min=100, help="Bootstrap draws behind each interval.")]
+_Figure = Annotated[Path | None, typer.Option(help="Write the figure here, a PNG.")]
+
 
 def data(
     images: _Images = None,
@@ -117,6 +131,114 @@ def startup(
     _run("startup", "Settings", _common(rounds, threads, True, quick), json, results)
 
 
+def quality(
+    images: _Root,
+    output: _Output,
+    backbone: Annotated[str, typer.Option(help="Hub id, folder, or embedded.")] = "embedded",
+    more: Annotated[
+        list[Path] | None, typer.Option(help="Folder of more labelled images, for training in some arms.")
+    ] = None,
+    only: Annotated[
+        str, typer.Option(help="Names of arms, commas between; without it the standard ones.")
+    ] = "",
+    split: _Split = None,
+    images_name: _ImagesName = None,
+    seeds: _Seeds = "0,1,2",
+    image_size_px: _Size = 128,
+    epochs: _Epochs = None,
+    max_steps: _MaxSteps = None,
+    jobs: _Jobs = 1,
+    workers: _Workers = 0,
+    draws: _Draws = 2000,
+    json: _Json = None,
+    results: _Results = None,
+    figure: _Figure = None,
+) -> None:
+    """Ours against as published, and an ablation: every arm with every seed, paired intervals over the test images.
+
+    Every run is a normal RUN below --output; the same command goes on where it was stopped.
+    """
+    values = _study(
+        images, output, split, images_name, seeds, image_size_px, epochs, max_steps, jobs, workers, draws
+    )
+    values |= {"backbone": backbone, "more": tuple(more or ()), "only": tuple(filter(None, only.split(",")))}
+    _run_study("quality", "study", "QualitySettings", values, json, results, figure)
+
+
+def pretraining(
+    images: _Root,
+    output: _Output,
+    backbones: Annotated[
+        list[Path], typer.Option(help="Folder that `cytodino pretrain` wrote (RUN/backbone); one a time.")
+    ],
+    fine_tune: Annotated[bool, typer.Option(help="Fine-tune on each of them as well.")] = True,
+    split: _Split = None,
+    images_name: _ImagesName = None,
+    seeds: _Seeds = "0,1,2",
+    image_size_px: _Size = 128,
+    epochs: _Epochs = None,
+    max_steps: _MaxSteps = None,
+    jobs: _Jobs = 1,
+    workers: _Workers = 0,
+    draws: _Draws = 2000,
+    json: _Json = None,
+    results: _Results = None,
+    figure: _Figure = None,
+) -> None:
+    """Quality of backbones over the time they were pretrained: neighbours, logistic regression, fine-tuned."""
+    values = _study(
+        images, output, split, images_name, seeds, image_size_px, epochs, max_steps, jobs, workers, draws
+    )
+    values |= {"backbones": tuple(backbones), "fine_tune": fine_tune}
+    _run_study("pretraining", "pretraining_time", "PretrainingTimeSettings", values, json, results, figure)
+
+
+def _study(
+    images: Path,
+    output: Path,
+    split: Path | None,
+    images_name: str | None,
+    seeds: str,
+    image_size_px: int,
+    epochs: float | None,
+    max_steps: int | None,
+    jobs: int,
+    workers: int,
+    draws: int,
+) -> dict[str, Any]:
+    if not all(seed.strip().isdecimal() for seed in seeds.split(",")):
+        raise CytoDinoError(f"--seeds {seeds}: must be whole numbers with commas between, such as 0,1,2")
+    values = {
+        "images": images,
+        "output": output,
+        "split": split,
+        "seeds": tuple(int(seed) for seed in seeds.split(",")),
+        "image_size_px": image_size_px,
+        "epochs": epochs,
+        "max_steps": max_steps,
+        "jobs": jobs,
+        "workers": workers,
+        "draws": draws,
+    }
+    return values if images_name is None else values | {"images_name": images_name}
+
+
+def _run_study(
+    name: str,
+    module: str,
+    settings: str,
+    values: dict[str, Any],
+    json: Path | None,
+    results: Path | None,
+    figure: Path | None,
+) -> None:
+    """Run a study of the checkout, show its tables, and write what is asked for."""
+    _find_checkout(f"benchmark {name}")
+    checked = import_module("benchmarks.quality.settings").checked_settings(settings, values)
+    study = import_module(f"benchmarks.quality.{module}")
+    typer.echo(study.write(study.run(checked), json=json, results=results, figure=figure))
+
+
 def _common(rounds: int, threads: int, memory: bool, quick: bool) -> dict[str, Any]:
     return {"rounds": rounds, "threads": threads, "memory": memory, "quick": quick}
 
@@ -146,13 +268,17 @@ def _model(
 
 def _run(name: str, settings: str, values: dict[str, Any], json: Path | None, results: Path | None) -> None:
     """Run a benchmark of the checkout, show its tables, and write what is asked for."""
+    _find_checkout(f"benchmark {name}")
+    harness = import_module("benchmarks.harness")
+    shown = harness.run_benchmark(name, settings, values, json=json, results=results)
+    typer.echo(shown)
+
+
+def _find_checkout(command: str) -> None:
     if not (_CHECKOUT / "benchmarks" / "__init__.py").is_file():
         raise CytoDinoError(
-            "cytodino benchmark is not part of the installed package: clone the repository, `pip install -e .` there, "
+            f"cytodino {command} is not part of the installed package: clone the repository, `pip install -e .` there, "
             "and run it again"
         )
     if str(_CHECKOUT) not in sys.path:
         sys.path.insert(0, str(_CHECKOUT))
-    harness = import_module("benchmarks.harness")
-    shown = harness.run_benchmark(name, settings, values, json=json, results=results)
-    typer.echo(shown)

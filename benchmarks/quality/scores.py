@@ -1,0 +1,209 @@
+"""What the finished runs said of the same images: per arm the mean over seeds, and the paired difference."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from benchmarks.results import Part
+from cytodino_hf.evaluation.comparison import COMPARED, Difference, paired_differences
+from cytodino_hf.evaluation.metrics import confusion_matrix, confusion_metrics
+from cytodino_hf.evaluation.predictions import Predictions
+from cytodino_hf.evaluation.probability_metrics import probability_metrics
+from cytodino_hf.taxonomy import Taxonomy, load_taxonomy
+
+from .runs import Run, costs
+
+#: The fold that may choose between arms, and the one that is only reported.
+DECIDES: Literal["validation"] = "validation"
+FOLDS = (DECIDES, "test")
+#: A difference of fewer standard errors over seeds is not called clear.
+SEED_ERRORS = 2.0
+
+
+class Score(Part):
+    """One metric of an arm in one fold.
+
+    Args:
+        mean: Over seeds.
+        spread: Standard deviation over seeds (n - 1); None with one seed.
+        values: Of each seed.
+        difference: Arm minus reference, paired by image; None for the reference itself.
+        low, high: Its 95 % interval over the images of the fold.
+        seed_error: Standard error of the difference over seeds; None where either side has one seed.
+    """
+
+    mean: float
+    spread: float | None
+    values: list[float]
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    seed_error: float | None = None
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether neither other images nor other seeds would easily turn the difference round."""
+        if self.difference is None or self.low is None or self.high is None:
+            return False
+        beyond_seeds = self.seed_error is None or abs(self.difference) > SEED_ERRORS * self.seed_error
+        return (self.low > 0 or self.high < 0) and beyond_seeds
+
+
+class ArmScores(Part):
+    """One arm as it came out.
+
+    Args:
+        name, title: Of the arm.
+        recipe: The resolved recipe of its first seed, without the places of files.
+        seeds: Its seeds.
+        images_shown: Pictures of training, mean over seeds; less than planned where a run stopped early.
+        seconds: Of training on the wall, mean over seeds.
+        cpu_s: Of the whole processes, mean over seeds; None where it is not known.
+        best_epochs: Epoch of the chosen checkpoint of each seed.
+        folds: Fold -> metric -> score.
+    """
+
+    name: str
+    title: str
+    recipe: dict[str, Any]
+    seeds: list[int]
+    images_shown: float
+    seconds: float
+    cpu_s: float | None
+    best_epochs: list[float | None]
+    folds: dict[str, dict[str, Score]]
+
+
+def score_arms(
+    runs: Mapping[str, Sequence[Run]], titles: Mapping[str, str], *, draws: int, reference: str
+) -> list[ArmScores]:
+    """Scores of every arm, in order.
+
+    Args:
+        runs: Arm -> its finished runs.
+        titles: Arm -> in words.
+        draws: Bootstrap draws of each interval.
+        reference: Arm the others are compared with; where it is not among them nothing is compared.
+
+    Raises:
+        DataError: Two runs were not scored on the same images.
+    """
+    said = {
+        arm: {fold: [_predictions(run, fold) for run in own] for fold in FOLDS} for arm, own in runs.items()
+    }
+    return [
+        _scores(
+            arm, titles[arm], list(own), said[arm], said.get(reference) if arm != reference else None, draws
+        )
+        for arm, own in runs.items()
+    ]
+
+
+def metrics_of(predictions: Predictions, taxonomy: Taxonomy) -> dict[str, float]:
+    """The compared metrics of one run."""
+    matrix = confusion_matrix(predictions.labels, predictions.predicted, len(taxonomy))
+    values = {name: float(value) for name, value in confusion_metrics(matrix).items()}
+    values |= probability_metrics(predictions.logits, predictions.labels)
+    critical = matrix[list(taxonomy.critical)]
+    if critical.sum() and taxonomy.safe:
+        values["critical_to_safe"] = float(critical[:, list(taxonomy.safe)].sum() / critical.sum())
+    return {name: values[name] for name in COMPARED if name in values}
+
+
+def _scores(
+    arm: str,
+    title: str,
+    runs: list[Run],
+    said: dict[str, list[Predictions]],
+    reference: dict[str, list[Predictions]] | None,
+    draws: int,
+) -> ArmScores:
+    reports = [_report(run) for run in runs]
+    known = costs(runs[0].study)
+    cpu = [known[run.name].cpu_s for run in runs if run.name in known]
+    return ArmScores(
+        name=arm,
+        title=title,
+        recipe=_without_places(reports[0]["recipe"]),
+        seeds=[run.seed for run in runs],
+        images_shown=float(np.mean([_images_shown(report) for report in reports])),
+        seconds=float(np.mean([report["training"]["seconds"] for report in reports])),
+        cpu_s=float(np.mean(cpu)) if len(cpu) == len(runs) else None,
+        best_epochs=[_best_epoch(report["training"]) for report in reports],
+        folds={
+            fold: _fold_scores(said[fold], reference[fold] if reference is not None else None, draws)
+            for fold in FOLDS
+        },
+    )
+
+
+def _fold_scores(
+    system: list[Predictions], reference: list[Predictions] | None, draws: int
+) -> dict[str, Score]:
+    taxonomy = load_taxonomy("mll").subset(system[0].classes)
+    each = [metrics_of(predictions, taxonomy) for predictions in system]
+    found = {
+        name: Score(
+            mean=float(np.mean([one[name] for one in each])),
+            spread=float(np.std([one[name] for one in each], ddof=1)) if len(each) > 1 else None,
+            values=[one[name] for one in each],
+        )
+        for name in each[0]
+    }
+    if reference is None:
+        return found
+    differences = paired_differences(system, reference, taxonomy, tuple(found), draws)
+    return {
+        name: score.model_copy(
+            update={"difference": d.value, "low": d.low, "high": d.high, "seed_error": _seed_error(d)}
+        )
+        for name, score in found.items()
+        for d in [differences[name]]
+    }
+
+
+def _seed_error(difference: Difference) -> float | None:
+    spreads = (difference.ours_spread, difference.other_spread)
+    if spreads[0] is None or spreads[1] is None:
+        return None
+    return math.sqrt(spreads[0] ** 2 / difference.ours_seeds + spreads[1] ** 2 / difference.other_seeds)
+
+
+def _predictions(run: Run, fold: str) -> Predictions:
+    return Predictions.from_parquet(run.folder.predictions / f"{fold}.parquet")
+
+
+def _report(run: Run) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run.folder.report / "report.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _images_shown(report: Mapping[str, Any]) -> int:
+    training = report["recipe"]["training"]
+    batch = training["per_device_train_batch_size"] * training["gradient_accumulation_steps"]
+    return int(report["training"]["steps"] * batch * report["training"]["processes"])
+
+
+def _best_epoch(training: Mapping[str, Any]) -> float | None:
+    rows = [row for row in training["log_history"] if "eval_loss" in row]
+    return next((row["epoch"] for row in rows if row["step"] == training["best_step"]), None)
+
+
+def _without_places(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe as anybody may read it: what it is, not where it lay."""
+    document: dict[str, Any] = json.loads(json.dumps(recipe))
+    document["data"].update(root=None, split=_last_part(document["data"]["split"]))
+    if (table := document["data"].get("image_folder", {}).get("table")) is not None:
+        document["data"]["image_folder"]["table"] = _last_part(table)
+    document["model"]["backbone"] = _last_part(document["model"]["backbone"])
+    document["training"].pop("output_dir")
+    return document
+
+
+def _last_part(place: str | None) -> str | None:
+    return place if place is None or not place.startswith("/") else place.rstrip("/").rpartition("/")[2]
