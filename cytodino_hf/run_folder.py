@@ -42,6 +42,8 @@ from .files import write_json
 
 logger = logging.getLogger(__name__)
 _LOCK = "run.lock"
+# A process that was just killed may have forked one that has not come to let the lock go.
+_PATIENCE_SECONDS = 1.0
 _PACKAGES = (
     "cytodino-hf", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "huggingface_hub",
     "albumentations", "numpy", "opencv-python-headless", "pillow", "scikit-learn",
@@ -245,17 +247,23 @@ def _alone_in(folder: Path) -> Iterator[None]:
 def _lock(file: IO[str], run: Path) -> None:
     import fcntl
 
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip() or "of unknown number"
-        raise RunFolderError(
-            f"{run} is in use: process {holder} trains in it. Wait for its end, stop it (kill {holder}: it saves and "
-            "the same command goes on), or give another training.output_dir"
-        ) from None
-    except OSError as error:
-        logger.warning("%s: this file system keeps no locks (%s); start no second run in it", run, error)
+    given_up = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < given_up:
+                time.sleep(0.05)
+                continue
+            file.seek(0)
+            holder = file.read().strip() or "of unknown number"
+            raise RunFolderError(
+                f"{run} is in use: process {holder} trains in it. Wait for its end, stop it (kill {holder}: it saves and "
+                "the same command goes on), or give another training.output_dir"
+            ) from None
+        except OSError as error:
+            logger.warning("%s: this file system keeps no locks (%s); start no second run in it", run, error)
+        return
 
 
 def _closer(file: IO[str]) -> Callable[[], None]:
