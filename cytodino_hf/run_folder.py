@@ -28,9 +28,6 @@ import platform
 import subprocess
 import sys
 import time
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from importlib import metadata
 from pathlib import Path
@@ -39,11 +36,9 @@ from typing import IO, Any, Protocol, Self
 from .checkpoints import Checkpoints
 from .errors import RunFolderError
 from .files import write_json
+from .folder_lock import LOCK_FILE, alone_in, locked
 
 logger = logging.getLogger(__name__)
-_LOCK = "run.lock"
-# A process that was just killed may have forked one that has not come to let the lock go.
-_PATIENCE_SECONDS = 1.0
 _PACKAGES = (
     "cytodino-hf", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "huggingface_hub",
     "albumentations", "numpy", "opencv-python-headless", "pillow", "scikit-learn",
@@ -128,7 +123,7 @@ class RunFolder:
         kept = self.path / "recipe.json"
         if not kept.is_file():
             # A start that was killed before its recipe was written leaves at most half a file of ours.
-            if any(not p.name.endswith(".partial") and p.name != _LOCK for p in self.path.iterdir()):
+            if any(not p.name.endswith(".partial") and p.name != LOCK_FILE for p in self.path.iterdir()):
                 raise RunFolderError(f"{self.path} is not empty and no RUN; give another training.output_dir")
             return
         if differences := _differences(json.loads(kept.read_text(encoding="utf-8")), recipe.to_dict()):
@@ -173,18 +168,7 @@ class RunFolder:
             RunFolderError: Another process trains in it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        file = open(self.path / _LOCK, "a+", encoding="utf-8")  # noqa: SIM115 (closing it is what releases)
-        try:
-            _lock(file, self.path)
-        except RunFolderError:
-            file.close()
-            raise
-        # Data workers are forked and may outlive this process for seconds: they must not hold the folder.
-        os.register_at_fork(after_in_child=_closer(file))
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        self._lock = file
+        self._lock = locked(self.path)
 
     def release(self) -> None:
         """Let another process train in the folder; nothing where it is not held."""
@@ -214,7 +198,7 @@ class RunFolder:
 
     def remember(self, name: str, value: Any) -> None:
         """Keep a fact about the run in run.json."""
-        with _alone_in(self.path):
+        with alone_in(self.path):
             write_json(self.path / "run.json", self._state() | {name: value})
 
     def recall(self, name: str) -> Any:
@@ -228,52 +212,6 @@ class RunFolder:
     def _state(self) -> dict[str, Any]:
         path = self.path / "run.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep the other processes of a training from changing a file of the folder in between."""
-    import fcntl
-
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks: the last writer wins
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(file: IO[str], run: Path) -> None:
-    import fcntl
-
-    given_up = time.monotonic() + _PATIENCE_SECONDS
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() < given_up:
-                time.sleep(0.05)
-                continue
-            file.seek(0)
-            holder = file.read().strip() or "of unknown number"
-            raise RunFolderError(
-                f"{run} is in use: process {holder} trains in it. Wait for its end, stop it (kill {holder}: it saves and "
-                "the same command goes on), or give another training.output_dir"
-            ) from None
-        except OSError as error:
-            logger.warning("%s: this file system keeps no locks (%s); start no second run in it", run, error)
-        return
-
-
-def _closer(file: IO[str]) -> Callable[[], None]:
-    reference = weakref.ref(file)
-
-    def close() -> None:
-        if (held := reference()) is not None:
-            held.close()
-
-    return close
 
 
 def describe_environment() -> dict[str, Any]:

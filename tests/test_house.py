@@ -27,7 +27,7 @@ STAGES = [
     {"losses"},
     {"checkpoints", "training", "trainer"},
     {"evaluation"},
-    {"launch", "run_folder", "memory", "planning", "recovery"},
+    {"launch", "folder_lock", "run_folder", "memory", "planning", "recovery"},
     {"run_records"},
     {"finetune", "pretraining", "conversion", "probing"},
     {"cli_backbones", "cli_benchmark", "cli_probe"},
