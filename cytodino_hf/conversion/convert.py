@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -100,6 +101,7 @@ def convert(
     with open_weights(source) as values:
         place, stored = _state_dict(values, str(source))
         tensors, dropped = _backbone_tensors(stored, str(source))
+        _refuse_shared(tensors, source)
         sizes = measure({name: tensor.shape for name, tensor in tensors.items()}, str(source))
         _check_kind(sizes, kind, architecture, str(source))
         heads = _check_heads(sizes, heads, str(source))
@@ -172,6 +174,15 @@ def _backbone_tensors(
     outside += [name for name in inside if _HEADS.match(name)]
     inside = {name: tensor for name, tensor in inside.items() if not _HEADS.match(name)}
     return inside, outside
+
+
+def _refuse_shared(tensors: Mapping[str, StoredTensor], source: Path) -> None:
+    """A small file can name the same numbers again and again; read, each of them would be a copy."""
+    wanted = sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors.values())
+    if wanted > source.stat().st_size:
+        raise WeightsFileError(
+            f"{source}: its tensors take {wanted:,} bytes, more than the file has; it is no checkpoint of a backbone"
+        )
 
 
 def _unwrapped(name: str) -> str:

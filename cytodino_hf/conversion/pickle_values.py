@@ -15,6 +15,8 @@ from typing import Any
 
 #: More steps than any checkpoint needs (a tensor takes about 30); a small file could otherwise fill the memory.
 MAX_STEPS = 2_000_000
+# What a call may copy at the cost of its length.
+_HAS_LENGTH = (list, tuple, dict, str, bytes, bytearray)
 
 
 class PickleRefusedError(Exception):
@@ -154,8 +156,8 @@ class _Machine:
         """What stands for a call: a value of our own function, or a placeholder."""
         name = function.name if isinstance(function, Global) else repr(type(function).__name__)
         given = arguments if isinstance(arguments, tuple) else (arguments,)
-        # One long list can be handed to many calls, each of which may copy it.
-        self.count(len(given) + sum(len(value) for value in given if isinstance(value, list | tuple | dict)))
+        # One long value can be handed to many calls, each of which may copy it.
+        self.count(len(given) + sum(len(value) for value in given if isinstance(value, _HAS_LENGTH)))
         ours = self.calls.get(name) if isinstance(function, Global) else None
         return Placeholder(name, given) if ours is None else ours(*given)
 

@@ -180,7 +180,7 @@ class _StreamStore:
         if view is None:
             return storage
         _, start, part = view
-        if not (0 <= start <= start + part <= elements):
+        if type(start) is not int or type(part) is not int or not 0 <= start <= start + part <= elements:
             raise ValueError(f"a part of storage {key} lies outside of it")
         return Storage(self, key, storage.dtype, part, start)
 

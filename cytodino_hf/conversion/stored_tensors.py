@@ -154,7 +154,9 @@ def rebuild_functions() -> Mapping[str, Callable[..., Any]]:
         storage: Any, offset: Any, shape: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
     ) -> Any:
         if not isinstance(dtype, Global) or dtype.name not in _DTYPE_NAMES:
-            raise ValueError(f"a tensor of the type {dtype}")
+            # Never the value itself: a few nested bytes can have an endless text.
+            named = dtype.name if isinstance(dtype, Global) else type(dtype).__name__
+            raise ValueError(f"a tensor of the type {named[:60]}")
         return _tensor(storage, offset, shape, stride, _DTYPE_NAMES[dtype.name])
 
     def of_subclass(function: Any, _type: Any, arguments: Any, _state: Any) -> Any:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 UNTRAINED = "random:"
 #: Side of the picture for a backbone that does not say its own: a multiple of both usual patches, 14 and 16.
 USUAL_SIDE_PX = 224
+# Where a configuration came from and what wrote it.
+_NOT_OF_THE_ARCHITECTURE = ("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype")
 # The size in these configurations is that of the table of positions, much larger than what they are used at.
 _SIZE_OF_POSITIONS = ("dinov2", "dinov2_with_registers")
 
@@ -60,11 +62,15 @@ class FrozenBackbone:
         return own if isinstance(own, int) else USUAL_SIDE_PX
 
     def sha256(self) -> str:
-        """Of the architecture's type and of names, shapes and values of all weights."""
+        """Of the architecture and of names, shapes and values of all weights.
+
+        The same weights under another number of heads are another backbone.
+        """
         import torch
 
-        config: Any = self.model.config
-        digest = hashlib.sha256(config.model_type.encode())
+        config: dict[str, Any] = self.model.config.to_dict()  # type: ignore[union-attr, operator]
+        architecture = {name: value for name, value in config.items() if name not in _NOT_OF_THE_ARCHITECTURE}
+        digest = hashlib.sha256(json.dumps(architecture, sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)

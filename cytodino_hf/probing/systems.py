@@ -31,6 +31,8 @@ from .images import ImageTable, ProbeImages
 #: Name of the classical features among backbones.
 CLASSICAL = "classical"
 _SLUG_LENGTH = 60
+# Of how features are computed: another one, and kept features are computed anew.
+_FEATURES_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ def system_features(
             "image_std": data.image_std,
         }
         key = about | {
+            "version": _FEATURES_VERSION,
             "center_crop_px": data.center_crop_px,
             "hide_center_px": data.hide_center_px,
             "pooling": settings.pooling,

@@ -37,6 +37,16 @@ def run(tmp_path: Path, weights: Weights, **options: Any) -> Converted:
     return convert(checkpoint(tmp_path / "weights.pth", weights), tmp_path / "out", **options)
 
 
+def test_numbers_that_many_names_share_are_refused(tmp_path: Path) -> None:
+    """A small file could otherwise ask for any amount of memory."""
+    weights = random_weights(width=128, depth=1)
+    block = {name: tensor for name, tensor in weights.items() if name.startswith("blocks.0.")}
+    for number in range(1, 12):
+        weights |= {name.replace("blocks.0.", f"blocks.{number}."): tensor for name, tensor in block.items()}
+    with pytest.raises(WeightsFileError, match="more than the file has"):
+        run(tmp_path, weights)
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_the_folder_computes_what_the_published_formulas_say(tmp_path: Path, name: str) -> None:
     shape, architecture = KINDS[name]

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from cytodino_hf.conversion.pickle_values import PickleRefusedError, Placeholder, read_pickle
 from cytodino_hf.conversion.pickled_tensors import MAX_PICKLE_BYTES, open_weights
-from cytodino_hf.conversion.stored_tensors import StoredTensor
+from cytodino_hf.conversion.stored_tensors import StoredTensor, rebuild_functions
 from cytodino_hf.errors import WeightsFileError
 
 FORMATS: dict[str, dict[str, Any]] = {
@@ -245,6 +245,19 @@ def test_a_small_file_cannot_fill_the_memory_or_take_for_ever() -> None:
     many = b"\x80\x02](" + b"N" * 3000 + b"eq\x000" + b"cbuiltins\nset\nh\x00\x85R0" * 3000 + b"N."
     with pytest.raises(PickleRefusedError, match="steps"):
         read_pickle(many, {"builtins.set": lambda values: list(values)})
+    # A megabyte handed to calls that make a tuple of its bytes.
+    text = b"\x80\x02B" + struct.pack("<i", 10**6) + bytes(10**6) + b"q\x000"
+    text += b"ctorch\nSize\nh\x00\x85R0" * 20 + b"N."
+    with pytest.raises(PickleRefusedError, match="steps"):
+        read_pickle(text, {"torch.Size": tuple})
+
+
+def test_a_type_that_is_none_is_named_without_its_text() -> None:
+    doubled: Any = ()
+    for _ in range(60):  # its text would have 2^60 brackets
+        doubled = (doubled, doubled)
+    with pytest.raises(ValueError, match="a tensor of the type tuple"):
+        rebuild_functions()["torch._utils._rebuild_tensor_v3"](None, 0, (), (), False, None, doubled)
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,14 @@ def test_an_untrained_backbone_has_the_architecture_and_other_weights(folders: d
     assert load_frozen_backbone(name).sha256() == trained.sha256()
 
 
+def test_the_same_weights_under_other_heads_are_another_backbone(folders: dict) -> None:
+    """Features are kept by this number: those of another architecture must not be found under it."""
+    backbone = load_frozen_backbone(str(folders["dinov3"]))
+    before = backbone.sha256()
+    backbone.model.config.num_attention_heads *= 2
+    assert backbone.sha256() != before
+
+
 @pytest.mark.parametrize(
     ("preprocessing", "side"),
     [
