@@ -35,7 +35,7 @@ from .views import ViewsSection
 
 _PROMISE = (
     "no image of a validation, calibration or test fold of these sources, none that `hold_out` names, and none that "
-    "shows the same picture as one of them"
+    "shows the same picture as one of them that is in a source"
 )
 _NAMED, _COPY, _UNLISTED = (
     "held out by hold_out",
@@ -238,7 +238,9 @@ def _look(named: NamedEntry) -> _Looked:
     images, scan, notes = leave_out_rejected(found, scan_images(found))
     refuse_too_many_rejected(images, entry.max_rejected_share)
     if entry.split is None:
-        return _Looked(named, images, scan, [None] * len(scan), tuple(notes))
+        # Folds that the source itself knows hold even where nobody asked for a split.
+        own = [None if fold == "train" else fold for fold in images.folds]
+        return _Looked(named, images, scan, own, tuple(notes))
     split = assign_folds(
         images,
         split=entry.split,
@@ -259,6 +261,12 @@ def _hold_out(file: Path, looked: list[_Looked]) -> str:
         for row in rows_named(names, source.images.column("path")):
             found += 1
             source.why_not[row] = source.why_not[row] or _NAMED
+    if names and not found:
+        raise DataError(
+            f"data.hold_out: none of the {len(names)} images that {file} names outside its training fold is in a "
+            "source, so copies of them could not be told; add their folder as a source of weight 0, or leave the file "
+            "out"
+        )
     return (
         f"hold_out: {file.name} names {len(names)} images outside its training fold; {found} images fit them"
     )

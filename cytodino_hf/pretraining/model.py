@@ -125,7 +125,7 @@ class IBotModel(nn.Module):
 
         Args:
             activation_checkpointing_kwargs: For `torch.utils.checkpoint.checkpoint`.
-            options: As `PreTrainedModel.activation_checkpointing_enable` takes them; Trainer calls this with its own.
+            options: As `PreTrainedModel.activation_checkpointing_enable` takes them.
         """
         self.student.backbone.activation_checkpointing_enable(activation_checkpointing_kwargs, **options)
 

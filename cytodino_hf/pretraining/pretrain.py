@@ -149,7 +149,7 @@ def build_ibot(recipe: PretrainRecipe, *, on_meta: bool = False) -> IBotModel:
     if not section.position_jitter and hasattr(backbone, "rope_embeddings"):
         hold_positions_still(backbone)
     if recipe.training.activation_checkpointing:
-        model.student.backbone.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     return model
 
 

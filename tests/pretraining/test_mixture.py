@@ -130,6 +130,25 @@ def test_anybody_can_check_the_lists(both: Mixture, labelled: Path, loose: Path,
     }  # fmt: skip
 
 
+def test_folds_that_a_source_knows_hold_without_a_split(tmp_path: Path) -> None:
+    lines = ["path,fold"]
+    for number, fold in enumerate(("train", "train", "", "validation", "calibration", "test")):
+        save(tmp_path / f"{number}.png", picture(300 + number))
+        lines.append(f"{number}.png,{fold}")
+    (tmp_path / "cells.csv").write_text("\n".join(lines) + "\n")
+    options = {"labels": "none", "table": "cells.csv"}
+    mixture = load(sources={"all": {"root": str(tmp_path), "image_folder": options}})
+    assert sorted(mixture.ids) == ["all/0", "all/1", "all/2"]
+    assert mixture.record()["sources"][0]["left_out"] == {"validation": 1, "calibration": 1, "test": 1}
+
+
+def test_a_list_of_held_out_images_that_fits_none_is_refused(labelled: Path, tmp_path: Path) -> None:
+    """Copies under other names could not be told from the rest."""
+    save(tmp_path / "all" / "renamed.png", picture(7))
+    with pytest.raises(DataError, match=r"hold_out: none of the 8 images .* source of weight 0"):
+        load(sources={"all": unlabelled(tmp_path / "all")}, hold_out=[str(labelled / "split.csv")])
+
+
 def test_held_out_names_count_where_the_images_themselves_are_not_there(
     labelled: Path, tmp_path: Path
 ) -> None:
