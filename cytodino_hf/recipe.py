@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from .errors import RecipeError
 from .recipe_checks import check_contradictions, check_training_arguments
-from .recipe_mistakes import check_model, parse_overrides, unknown_key
+from .recipe_mistakes import check_model, check_source_options, parse_overrides, unknown_key
 
 SECTIONS = ("data", "model", "loss", "training", "evaluation", "hub")
 # Statistics of the images DINOv3 and DINOv2 were pretrained with.
@@ -256,10 +256,7 @@ def parse_recipe(document: Mapping[str, Any], *, source: str, problems: Sequence
     found = list(problems)
     sections = known_sections(document, SECTIONS, found)
     data = sections.get("data", {})
-    options = {
-        name: check_model(spec.options, data.pop(name, {}), f"data.{name}", found)
-        for name, spec in SOURCES.items()
-    }
+    options = check_source_options(data, "data", SOURCES, found)
     data_known = (*DataSection.model_fields, *SOURCES)
     checked = {
         "data": check_model(DataSection, data, "data", found, known=data_known),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,6 +133,26 @@ def check_model(
             )
             found.append(f"{name}{shown}: {' or '.join(dict.fromkeys(words))}")
         return _salvaged(model, plain, {str(e["loc"][0]) for e in error.errors()})
+
+
+def check_source_options(
+    section: dict[str, Any], where: str, sources: Mapping[str, Any], found: list[str]
+) -> dict[str, Any]:
+    """Take the options of every source out of a section and check them; appends a line for each mistake.
+
+    Args:
+        section: Keys as given; the sources' names are taken out of it.
+        where: Its name, for messages.
+        sources: `SOURCES`.
+        found: Mistakes so far.
+
+    Returns:
+        Name of the source -> its options.
+    """
+    return {
+        name: check_model(spec.options, section.pop(name, {}), f"{where}.{name}", found)
+        for name, spec in sources.items()
+    }
 
 
 def _salvaged(model: type[BaseModel], values: dict[str, Any], bad: set[str]) -> Any:

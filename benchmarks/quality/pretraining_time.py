@@ -15,10 +15,10 @@ from benchmarks.results import Part
 from cytodino_hf.errors import CytoDinoError
 from cytodino_hf.evaluation.comparison import bootstrap_intervals
 from cytodino_hf.evaluation.predictions import Predictions
-from cytodino_hf.files import write_json
 
 from .arms import ARMS, recipe_of
 from .images import StudyImages, load_images
+from .outputs import write_found
 from .runs import Child, Run, perform
 from .settings import PretrainingTimeSettings, called, command_line
 from .study import same_backbone
@@ -171,6 +171,7 @@ def _frozen_predictions(
     from cytodino_hf.evaluation.frozen_backbones import load_frozen_backbone
     from cytodino_hf.evaluation.linear_probe import fit_logistic
     from cytodino_hf.evaluation.neighbours import knn_probabilities
+    from cytodino_hf.probing.scores import as_predictions
 
     backbone = load_frozen_backbone(name, seed=seed)
     train, test = (_features(settings, images, backbone, fold) for fold in ("train", "test"))
@@ -182,7 +183,10 @@ def _frozen_predictions(
         for k in _NEIGHBOURS
     }
     said["logistic"] = fit_logistic(train, labels, classes).log_probabilities(test)
-    return {method: _predictions(images, logits, name) for method, logits in said.items()}
+    scored = images.folds.fold("test")
+    return {
+        method: as_predictions(scored, logits.astype(np.float32), name) for method, logits in said.items()
+    }
 
 
 def _features(
@@ -203,21 +207,6 @@ def _features(
         backbone.model,
         CellDataset(images.folds.fold(fold), build_processor(data)),
         description=f"features, {fold}",
-    )
-
-
-def _predictions(images: StudyImages, logits: np.ndarray, revision: str) -> Predictions:
-    test = images.folds.fold("test")
-    return Predictions(
-        ids=test.column("id"),
-        paths=test.column("path"),
-        sources=test.column("source"),
-        groups=test.column("group"),
-        folds=test.folds,
-        labels=np.asarray(test.labels, dtype=np.int64),
-        logits=logits.astype(np.float32),
-        classes=test.taxonomy.codes,
-        model_revision=revision,
     )
 
 
@@ -291,24 +280,11 @@ def write(
     results: Path | None = None,
     figure: Path | None = None,
 ) -> str:
-    """Write what is asked for; the table in Markdown.
-
-    Args:
-        found: As it came out.
-        json: File for everything.
-        results: Markdown file whose section is replaced.
-        figure: PNG.
-    """
-    from benchmarks.results import replace_section
-
+    """Write what is asked for; the table in Markdown. See `outputs.write_found`."""
     from .figures import draw_pretraining_time
 
     text = to_markdown(found)
-    if json is not None:
-        write_json(json, found.model_dump(mode="json"))
-    if figure is not None:
-        figure.parent.mkdir(parents=True, exist_ok=True)
-        figure.write_bytes(draw_pretraining_time(found))
-    if results is not None:
-        replace_section(results, "pretraining time", text)
+    write_found(
+        found, "pretraining time", text, draw_pretraining_time, json=json, results=results, figure=figure
+    )
     return text

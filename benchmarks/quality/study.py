@@ -15,6 +15,7 @@ from cytodino_hf.files import write_json
 
 from .arms import ARMS, Arm, chosen, recipe_of
 from .images import load_images
+from .outputs import write_found
 from .runs import Child, Run, perform
 from .scores import DECIDES, ArmScores, score_arms
 from .settings import QualitySettings, called, command_line
@@ -146,25 +147,10 @@ def _ours_against_published(arms: Sequence[ArmScores]) -> dict[str, dict[str, di
 def write(
     study: Study, *, json: Path | None = None, results: Path | None = None, figure: Path | None = None
 ) -> str:
-    """Write what is asked for; the tables in Markdown.
-
-    Args:
-        study: As it came out.
-        json: File for everything.
-        results: Markdown file whose section is replaced.
-        figure: PNG.
-    """
-    from benchmarks.results import replace_section
-
+    """Write what is asked for; the tables in Markdown. See `outputs.write_found`."""
     from .figures import draw_study
     from .tables import to_markdown
 
     text = to_markdown(study)
-    if json is not None:
-        write_json(json, study.model_dump(mode="json"))
-    if figure is not None:
-        figure.parent.mkdir(parents=True, exist_ok=True)
-        figure.write_bytes(draw_study(study))
-    if results is not None:
-        replace_section(results, "quality", text)
+    write_found(study, "quality", text, draw_study, json=json, results=results, figure=figure)
     return text

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from ..data.sources import SOURCES
 from ..recipe import Fractions, Section
 from ..recipe_checks import check_source
-from ..recipe_mistakes import check_model, plain_value, shortened
+from ..recipe_mistakes import check_model, check_source_options, plain_value, shortened
 
 # A name stands in `--data.sources.NAME.root`, in tables and in the names of images.
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"
@@ -140,10 +140,7 @@ def _named_entry(name: str, values: Any, found: list[str]) -> NamedEntry | None:
         found.append(f"{place} = {shortened(values)}: must be an object with keys")
         return None
     rest = dict(values)
-    options = {
-        source: check_model(spec.options, rest.pop(source, {}), f"{place}.{source}", found)
-        for source, spec in SOURCES.items()
-    }
+    options = check_source_options(rest, place, SOURCES, found)
     entry = check_model(SourceEntry, rest, place, found, known=(*SourceEntry.model_fields, *SOURCES))
     if entry is None:
         return None

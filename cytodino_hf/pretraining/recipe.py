@@ -25,7 +25,7 @@ from ..recipe import (
     read_document,
 )
 from ..recipe_checks import check_backbone, check_source, take_out_misplaced
-from ..recipe_mistakes import check_model
+from ..recipe_mistakes import check_model, check_source_options
 from .mixture_section import MixturePlan, parse_mixture
 from .views import ViewsSection, views_contradictions
 
@@ -237,10 +237,7 @@ def parse_pretrain_recipe(
     found = list(problems)
     given = known_sections(document, SECTIONS, found)
     probe = given.get("probe", {})
-    options = {
-        name: check_model(spec.options, probe.pop(name, {}), f"probe.{name}", found)
-        for name, spec in SOURCES.items()
-    }
+    options = check_source_options(probe, "probe", SOURCES, found)
     take_out_misplaced(given.get("training", {}), tuple(PretrainTrainingSection.model_fields), found)
     data = parse_mixture(given.get("data", {}), found)
     sections: dict[str, Any] = {

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from ...errors import DataError, RecipeError
 from ...page import plain
 from ...recipe import DataSection
-from ...recipe_mistakes import check_model, parse_overrides
+from ...recipe_mistakes import check_model, check_source_options, parse_overrides
 from ..loading import divide, index_images, leave_out_rejected, refuse_too_many_rejected
 from ..samples import CellImages
 from ..sources import SOURCES
@@ -61,10 +61,7 @@ def data_section(
     found = parse_overrides(overrides, document)
     found += [f"{name}: only keys of `data` can be set here" for name in document if name != "data"]
     data = dict(document["data"])
-    options = {
-        name: check_model(spec.options, data.pop(name, {}), f"data.{name}", found)
-        for name, spec in SOURCES.items()
-    }
+    options = check_source_options(data, "data", SOURCES, found)
     section = check_model(DataSection, data, "data", found, known=(*DataSection.model_fields, *SOURCES))
     if section is not None and section.source not in SOURCES:
         found.append(f"source {section.source!r}: unknown; sources are {', '.join(SOURCES)}")
