@@ -36,7 +36,7 @@ def draw_pretraining(log: Sequence[Mapping[str, Any]]) -> bytes:
     panels = {
         "loss": ["loss_cls", "loss_patch", "loss_koleo"],
         "teacher's answers": ["teacher_entropy", "information"],
-        "teacher's features": ["feature_rank"],
+        "effective rank of the teacher's features": ["feature_rank"],
         "balanced accuracy by neighbours": neighbours,
         "learning rate": ["learning_rate"],
     }

@@ -75,7 +75,8 @@ def _body(record: dict[str, Any]) -> list[str]:
         "",
         *_images(record["images"]),
         "",
-        "`images.csv` names every image, so that anybody can check that a test image was not among them.",
+        "`images.csv` names every image of this pretraining with its sha256, so that anybody can check that a test "
+        "image was not among them.",
         "",
         "## Training",
         "",
@@ -123,22 +124,27 @@ def _hardware(record: dict[str, Any]) -> str:
 
 
 def _worth(log: list[dict[str, Any]]) -> list[str]:
-    """The newest scores by neighbours."""
-    scores = [row for row in log if any(key.startswith("knn") for key in row)]
+    """The first and the newest scores by neighbours."""
+    scores = [row for row in log if "knn_images" in row]
     if not scores:
         return []
     first, last = scores[0], scores[-1]
     lines = [
         "",
-        "Nearest neighbours on the labelled set of the recipe (training fold; its validation fold is scored):",
+        f"Nearest neighbours on the labelled set of the recipe: {last['knn_images']:,.0f} images of its validation "
+        "fold by those of its training fold, 95 % interval over images, one seed:",
         "",
     ]
     lines += ["| | before | after |", "|---|---|---|"]
-    for key in (key for key in last if key.startswith("knn")):
+    for key in (key for key in last if key.startswith("knn") and key.endswith("accuracy")):
         neighbours, _, metric = key.removeprefix("knn").partition("_")
         name = f"{metric.replace('_', ' ')}, {neighbours} neighbour{'s' if neighbours != '1' else ''}"
-        lines.append(f"| {name} | {first.get(key, float('nan')):.3f} | {last[key]:.3f} |")
+        lines.append(f"| {name} | {_with_interval(first, key)} | {_with_interval(last, key)} |")
     return lines
+
+
+def _with_interval(row: dict[str, Any], key: str) -> str:
+    return f"{row[key]:.3f} ({row[f'{key}_low']:.3f} to {row[f'{key}_high']:.3f})"
 
 
 def _licence_in_words(origin: dict[str, Any] | None) -> str:

@@ -14,8 +14,9 @@ from ..data.inspection.scan import scan_images
 from ..data.loading import divide, index_images, leave_out_rejected
 from ..errors import DataError
 from ..evaluation.features import frozen_features
-from ..evaluation.metrics import confusion_matrix, confusion_metrics
+from ..evaluation.metrics import confusion_matrix
 from ..evaluation.neighbours import knn_predict
+from ..evaluation.statistics import metric_intervals
 from ..model.image_processing_cytodino import CytoDinoImageProcessor
 from ..recipe import DataSection
 from ..training.processes import on_first_process
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 #: Pictures at once: without gradients memory is no question.
 BATCH = 128
+_INTERVAL_DRAWS = 1000
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,11 @@ class NeighbourProbe:
     workers: int
 
     def score(self, backbone: nn.Module) -> dict[str, float]:
-        """Accuracy and balanced accuracy of the validation fold by 1 and by k neighbours."""
+        """Accuracy and balanced accuracy of the validation fold by 1 and by k neighbours, with 95 % intervals.
+
+        Returns:
+            `knnK_METRIC`, `knnK_METRIC_low`, `knnK_METRIC_high`, and `knn_images`, on which they rest.
+        """
         is_bf16 = os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
         precision: Literal["float32", "bfloat16"] = "bfloat16" if is_bf16 else "float32"
         train, validation = (
@@ -66,12 +72,15 @@ class NeighbourProbe:
         )
         truth = np.asarray(self.validation.labels)
         counted = np.isin(np.arange(self.classes), self.train.labels)
-        found = {}
+        found = {"knn_images": float(len(truth))}
         for k in dict.fromkeys((1, self.k)):
             called = knn_predict(train, np.asarray(self.train.labels), validation, k, self.classes)
-            metrics = confusion_metrics(confusion_matrix(truth, called, self.classes), counted)
-            found[f"knn{k}_accuracy"] = float(metrics["accuracy"])
-            found[f"knn{k}_balanced_accuracy"] = float(metrics["balanced_accuracy"])
+            matrix = confusion_matrix(truth, called, self.classes)
+            intervals = metric_intervals(matrix, counted, draws=_INTERVAL_DRAWS, seed=0)
+            for name in ("accuracy", "balanced_accuracy"):
+                interval = intervals[name]
+                found |= {f"knn{k}_{name}": interval.value}
+                found |= {f"knn{k}_{name}_low": interval.low, f"knn{k}_{name}_high": interval.high}
         return found
 
 

@@ -191,7 +191,10 @@ def test_the_probe_says_what_neighbours_say(finished: Path) -> None:
     nearest = (features(probe.validation) @ features(probe.train).T).argmax(1)
     called = np.asarray(probe.train.labels)[nearest]
     wanted = (called == np.asarray(probe.validation.labels)).mean()
-    assert probe.score(backbone)["knn1_accuracy"] == pytest.approx(wanted)
+    scores = probe.score(backbone)
+    assert scores["knn1_accuracy"] == pytest.approx(wanted)
+    assert scores["knn_images"] == len(called)
+    assert 0 <= scores["knn1_accuracy_low"] <= wanted <= scores["knn1_accuracy_high"] <= 1
 
 
 def test_going_on_from_a_backbone_starts_with_its_weights(
