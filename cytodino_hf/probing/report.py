@@ -69,7 +69,8 @@ def to_markdown(document: Mapping[str, Any]) -> str:
         first = document["comparisons"][0]["ours"]
         parts += [
             f"## {_code(first)} minus the others",
-            "Paired: both on the same draws of the test images. An interval without 0 is a difference; the number of comparisons is not corrected for.",
+            "Paired: both on the same draws of the test images. An interval without 0 is a difference; the number of "
+            "comparisons is not corrected for.",
             _comparison_table(document["comparisons"]),
         ]
     if any(system["few_shot"] for system in document["systems"]):
