@@ -125,7 +125,7 @@ def _ours(
     )
     trainer = _build_trainer(recipe, build_ours(recipe), images)
     if checkpointed:
-        trainer.model.gradient_checkpointing_enable()
+        trainer.model.activation_checkpointing_enable()
     trainer.model.to(settings.device).train()
     model = torch.compile(trainer.model) if compiled else trainer.model
     optimizer = trainer.create_optimizer()

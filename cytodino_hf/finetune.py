@@ -40,6 +40,7 @@ from .training.processes import (
     meet_again_after_restart,
     on_first_process,
 )
+from .training.remedies import FINE_TUNING
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ def finetune(recipe: Recipe) -> RunFolder:
                 train=lambda assembled: _train(assembled, run),
                 save_weights=partial(save_with_base, recipe, run),
                 in_words=batch_in_words,
+                remedies=FINE_TUNING,
             )
         if not trainer.is_world_process_zero():
             return run
@@ -96,7 +98,7 @@ def finetune(recipe: Recipe) -> RunFolder:
 def _begin(recipe: Recipe, run: RunFolder) -> Split | None:
     """Claim the folder and find the images; None where the run is finished."""
     run.check(recipe)
-    if run.is_finished():
+    if run.is_finished_with(recipe, lambda: load_split(recipe)):
         if is_first_process():
             logger.warning("%s holds this run, finished; nothing to do", run.path)
         return None

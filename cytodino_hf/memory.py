@@ -99,7 +99,7 @@ def estimate_memory(
         runtime: Bytes the process holds before any model.
     """
     if checkpointing:
-        model.gradient_checkpointing_enable()  # type: ignore[operator]
+        model.activation_checkpointing_enable()  # type: ignore[operator]
         model.train()
     remember_positions(unwrap(model).backbone, image_size_px)
     dtype = torch.bfloat16 if autocast else None

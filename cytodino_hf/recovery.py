@@ -23,6 +23,7 @@ from .recipe import Recipe
 from .training.failures import deaths_noted, drop_frames, halving, named_failure, release_memory
 from .training.guarded_trainer import GuardedTrainer
 from .training.processes import on_first_process
+from .training.remedies import FINE_TUNING, Remedies
 
 if TYPE_CHECKING:
     from .run_folder import RunFolder
@@ -54,6 +55,7 @@ def train_through_setbacks(
     train: Callable[[C], T],
     save_weights: Callable[[C, Path], None],
     in_words: Callable[[R], str],
+    remedies: Remedies,
 ) -> tuple[C, T]:
     """Train; once more after a killed worker, and with a smaller micro-batch each time memory does not suffice.
 
@@ -68,6 +70,7 @@ def train_through_setbacks(
         train: Trainer -> what the report says of the training.
         save_weights: Writes the model of a trainer into a folder, as the final one is written.
         in_words: Recipe -> what decides the memory of a step, for a message.
+        remedies: What the user may change where this does not help.
 
     Returns:
         The trainer, done, and the result of `train`.
@@ -90,7 +93,7 @@ def train_through_setbacks(
                 keep_evidence(error, run, partial(save_weights, trainer) if trainer is not None else None)
                 raise
             except Exception as error:
-                named = named_failure(error, in_words(current), deaths)
+                named = named_failure(error, remedies, in_words(current), deaths)
                 if named is None:
                     raise
                 drop_frames(error)
@@ -137,7 +140,8 @@ def score_through_setbacks(recipe: Recipe, run: RunFolder, score: Callable[..., 
             keep_evidence(error, run, None)
             raise
         except Exception as error:
-            if (named := named_failure(error, batch_in_words(current), deaths)) is None:
+            named = named_failure(error, FINE_TUNING, batch_in_words(current), deaths)
+            if named is None:
                 raise
             drop_frames(error)
             raise named from error

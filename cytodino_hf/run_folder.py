@@ -5,7 +5,8 @@ environment.json   versions, hardware, commit, command
 split.csv          path, label, fold, group of every image
 rejected.csv       path, reason of every file that was left out
 near_duplicates.csv   cluster, path, label, fold of images that show the same picture
-images.csv, left_out.csv   of a pretraining instead of these three: what is drawn, and what is not and why
+images.csv, left_out.csv   of a pretraining instead of these three: what is drawn, or was before by the backbone that
+                   goes on; what is not and why
 run.json           state (running, finished), fingerprint of the data, checkpoints that were set aside and why,
                    setbacks of the machine and the smaller batches they left (see recovery.py)
 run.lock           held by the process that trains, with its pid
@@ -28,12 +29,14 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, Protocol, Self
 
 from .checkpoints import Checkpoints
+from .data.splits import SPLITS
 from .errors import RunFolderError
 from .files import write_json
 from .folder_lock import LOCK_FILE, alone_in, locked
@@ -49,14 +52,15 @@ _MAY_DIFFER = (
     "training.dataloader_num_workers",
     "training.report_to",
     "training.halve_batch_on_out_of_memory",
-    "data.root",
     "data.cache",
     "data.max_rejected_share",
-    "data.sources.*.root",
     "data.sources.*.cache",
     "data.sources.*.max_rejected_share",
-    "probe.root",
 )
+# Where images and lists lie may differ as well: what they hold is compared by the fingerprint of the data.
+_PLACES = ("data.root", "data.hold_out", "data.sources.*.root", "probe.root")
+# A way, or the file of a list: one file may take the place of another.
+_WAYS_OR_FILES = ("data.split", "data.sources.*.split", "probe.split", "*.image_folder.table")
 
 
 class RunRecipe(Protocol):
@@ -106,6 +110,22 @@ class RunFolder:
         """Whether a run of this folder came to its end."""
         return self._state().get("state") == "finished"
 
+    def is_finished_with(self, recipe: RunRecipe, load: Callable[[], RunData]) -> bool:
+        """Whether a run of this folder came to its end, on the data of a recipe that `check` found to be the same.
+
+        Args:
+            recipe: The recipe about to run.
+            load: Finds its images. They are looked at only where they or their lists lie elsewhere than they did.
+
+        Raises:
+            RunFolderError: It is finished, but there are other data where the recipe looks now.
+        """
+        if not self.is_finished():
+            return False
+        if any(_is_place(name) for name, _, _ in _unequal(self._kept_recipe(), recipe.to_dict())):
+            self.check(recipe, load().fingerprint())
+        return True
+
     def check(self, recipe: RunRecipe, data_fingerprint: str | None = None) -> None:
         """Refuse to work in a folder that belongs to something else.
 
@@ -120,13 +140,12 @@ class RunFolder:
             return
         if not self.path.is_dir():
             raise RunFolderError(f"{self.path} is a file; give another training.output_dir")
-        kept = self.path / "recipe.json"
-        if not kept.is_file():
+        if not (self.path / "recipe.json").is_file():
             # A start that was killed before its recipe was written leaves at most half a file of ours.
             if any(not p.name.endswith(".partial") and p.name != LOCK_FILE for p in self.path.iterdir()):
                 raise RunFolderError(f"{self.path} is not empty and no RUN; give another training.output_dir")
             return
-        if differences := _differences(json.loads(kept.read_text(encoding="utf-8")), recipe.to_dict()):
+        if differences := _differences(self._kept_recipe(), recipe.to_dict()):
             lines = "\n".join(f"  - {name}: {old!r} there, {new!r} now" for name, old, new in differences)
             raise RunFolderError(
                 f"{self.path} holds a run of another recipe; give another training.output_dir or delete it:\n{lines}"
@@ -209,6 +228,10 @@ class RunFolder:
         """Checkpoints of this run that were not used: name, reason, moved_to, noted."""
         return list(self.recall("set_aside") or [])
 
+    def _kept_recipe(self) -> dict[str, Any]:
+        kept: dict[str, Any] = json.loads((self.path / "recipe.json").read_text(encoding="utf-8"))
+        return kept
+
     def _state(self) -> dict[str, Any]:
         path = self.path / "run.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -268,11 +291,29 @@ def _git_commit() -> str | None:
 
 
 def _differences(kept: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Keys that make it another run, with both values."""
+    return [
+        (name, old, new)
+        for name, old, new in _unequal(kept, now)
+        if not any(fnmatchcase(name, pattern) for pattern in (*_MAY_DIFFER, *_PLACES))
+        and not (_is_place(name) and _is_file(old) and _is_file(new))
+    ]
+
+
+def _unequal(kept: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     old, new = _flat(json.loads(json.dumps(kept))), _flat(json.loads(json.dumps(now)))
-    names = sorted(
-        name for name in {*old, *new} if not any(fnmatchcase(name, pattern) for pattern in _MAY_DIFFER)
-    )
+    names = sorted({*old, *new})
     return [(name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)]
+
+
+def _is_place(name: str) -> bool:
+    """Whether a key says where images or a list of them lie."""
+    return any(fnmatchcase(name, pattern) for pattern in (*_PLACES, *_WAYS_OR_FILES))
+
+
+def _is_file(value: Any) -> bool:
+    """Whether a value of `_WAYS_OR_FILES` is the file of a list."""
+    return value is not None and value not in SPLITS
 
 
 def _flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -17,6 +17,7 @@ from .model.image_processing_cytodino import CytoDinoImageProcessor
 from .recipe import Oversampling, Recipe, TrainingSection
 from .training.arguments import build_arguments
 from .training.guarded_trainer import GuardedTrainer
+from .training.remedies import FINE_TUNING
 
 if TYPE_CHECKING:
     from .taxonomy import Taxonomy
@@ -45,6 +46,7 @@ class CytoTrainer(GuardedTrainer):
     # `loss` is a mean over the batch: Trainer must divide it by the accumulation steps. Without this it would not,
     # because `forward` takes keyword arguments, and the gradient would grow with the accumulation.
     loss_is_scaled_for_ga = False
+    remedies = FINE_TUNING
 
     def __init__(
         self,

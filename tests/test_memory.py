@@ -154,7 +154,7 @@ estimate = estimate_memory(
 torch.set_num_threads(1)
 model = build(backbone, **section)
 if checkpointing:
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     model.train()
 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
 for step in range(3):

@@ -138,7 +138,7 @@ def test_activation_checkpointing_works_on_a_frozen_backbone(backbone: str) -> N
     pixels, gradients, sizes = torch.randn(4, 3, 32, 32), [], []
     for checkpointing in (False, True):
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
             model.train()
         held: dict[int, int] = {}
         model.zero_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import TrainerCallback
+from host_waits import FIRST, LAST, Watch, Watched, WatchGpu
 
 from cytodino_hf import finetune as module
 from cytodino_hf.data.loading import load_split
@@ -19,54 +17,6 @@ from cytodino_hf.losses import LOSSES
 from cytodino_hf.recipe import parse_recipe
 from cytodino_hf.run_folder import RunFolder
 from cytodino_hf.trainer import CytoTrainer
-
-# On a GPU each of these waits for the device: a value is read, or a size depends on values.
-WAITS = (
-    "aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::nonzero", "aten::equal",
-    "aten::masked_select", "aten::_unique2", "aten::unique_dim", "aten::repeat_interleave",
-)  # fmt: skip
-# On a GPU a tensor made of Python numbers is copied from pageable memory: the host waits for that too.
-FROM_PYTHON = ("aten::lift_fresh",)
-# Steps watched. The first creates the optimizer's state; an epoch, 5 steps here, begins with a seed drawn on the host.
-FIRST, LAST = 1, 4
-
-
-class Watch(TorchDispatchMode):
-    """Counts the operators that would wait, with the line of ours or of a library that called them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: Counter[str] = Counter()
-        self.calls = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = function._schema.name
-        self.calls += 1
-        if name in WAITS + FROM_PYTHON or (name == "aten::index" and _by_mask(args)):
-            self.found[f"{name} in {_caller()}"] += 1
-        return function(*args, **(kwargs or {}))
-
-
-def _by_mask(args: Any) -> bool:
-    return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
-
-
-def _caller() -> str:
-    frames = [f for f in traceback.extract_stack() if "torch/" not in f.filename and f.filename != __file__]
-    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}"
-
-
-class Watched(TrainerCallback):
-    """Watches from the end of step FIRST to the end of step LAST: loading, forward, backward, update, bookkeeping."""
-
-    def __init__(self, watch: Any) -> None:
-        self.watch = watch
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == FIRST:
-            self.watch.__enter__()
-        if state.global_step == LAST:
-            self.watch.__exit__(None, None, None)
 
 
 @pytest.fixture(scope="module")
@@ -134,16 +84,6 @@ def test_the_watch_sees_what_it_is_for(trainer_of: Callable[..., CytoTrainer]) -
     kinds = Counter(place.split(" in ")[0] for place in watch.found.elements())
     steps = 2 * (LAST - FIRST)
     assert kinds == {"aten::_local_scalar_dense": steps, "aten::index": steps, "aten::lift_fresh": steps}
-
-
-class WatchGpu:
-    """torch itself raises where the host would wait."""
-
-    def __enter__(self) -> None:
-        torch.cuda.set_sync_debug_mode("error")
-
-    def __exit__(self, *error: Any) -> None:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

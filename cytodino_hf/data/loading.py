@@ -112,12 +112,15 @@ def leave_out_rejected(images: CellImages, scan: Scan) -> tuple[CellImages, Scan
     return rest, scan.select(kept), [*lost, *scan.notes()]
 
 
-def refuse_too_many_rejected(images: CellImages, max_share: float) -> None:
+def refuse_too_many_rejected(
+    images: CellImages, max_share: float, key: str = "data.max_rejected_share"
+) -> None:
     """Stop where too large a share of the files is of no use: then something is wrong with the set, not with a file.
 
     Args:
         images: The set without the rejected files, which it lists. Files left out on purpose do not count.
         max_share: Largest share of files with an image's name that may be rejected.
+        key: Which key of the recipe says so.
 
     Raises:
         DataError: More are; names the first few with their reasons.
@@ -126,8 +129,8 @@ def refuse_too_many_rejected(images: CellImages, max_share: float) -> None:
     whole = len(bad) + len(images.dataset)
     if len(bad) > max_share * whole:
         raise DataError(
-            f"{images.root}: {len(bad)} of {whole} files cannot be used, more than data.max_rejected_share "
-            f"{max_share:g} allows: {_first_reasons(bad)}. Mend or remove them (`cytodino data check` lists all), "
+            f"{images.root}: {len(bad)} of {whole} files cannot be used, more than {key} {max_share:g} allows: "
+            f"{_first_reasons(bad)}. Mend or remove them (`cytodino data check` lists all), "
             f"or allow a share of {len(bad) / whole:.2g}."
         )
 

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 #: `cls`: the CLS token after the last norm. `cls+mean patches`: beside it the mean of the patch tokens, twice as wide.
 Pooling = Literal["cls", "cls+mean patches"]
+_REMEDY = (
+    "Look at these images and leave out what is no picture of a cell; where all of them are named the weights of the "
+    "backbone are bad, or too large for the precision: compute in float32 or take another backbone."
+)
 
 
 def frozen_features(
@@ -70,7 +74,7 @@ def frozen_features(
             pixels = dataset.processor.normalize_batch(batch["pixel_values"].to(device))
             found = pool_tokens(backbone, pixels, pooling).float().cpu().numpy()
             if bad := np.flatnonzero(~np.isfinite(found).all(axis=1)).tolist():
-                refuse_bad_logits(description, dataset.ids(batch["rows"][bad].tolist()))
+                refuse_bad_logits(description, dataset.ids(batch["rows"][bad].tolist()), _REMEDY)
             rows.append(found)
             progress.update(len(found))
     return np.concatenate(rows) if rows else np.zeros((0, _width(backbone, pooling)), dtype=np.float32)

@@ -247,6 +247,7 @@ def predict(
 
     from ..data.dataset import CellDataset, collate
     from ..training.guards import refuse_bad_logits
+    from ..training.remedies import FINE_TUNING
 
     if not images.labels:
         raise DataError("no images to score")
@@ -273,5 +274,5 @@ def predict(
         group_kind=images.group_kind,
     )
     if bad := [predictions.ids[row] for row in np.flatnonzero(~np.isfinite(predictions.logits).all(axis=1))]:
-        refuse_bad_logits("scoring", bad)
+        refuse_bad_logits("scoring", bad, FINE_TUNING.numbers)
     return predictions, np.concatenate(embeddings)

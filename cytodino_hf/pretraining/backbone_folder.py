@@ -3,7 +3,7 @@
 config.json, model.safetensors   the backbone; `AutoModel.from_pretrained` and `model.backbone` of a recipe take it
 preprocessor_config.json         how pictures become its input
 pretraining.json                 recipe, images of each source, what was held out, versions, hardware, seconds, log
-images.csv                       every image it was trained on
+images.csv                       every image it was trained on, and those of the backbones it goes on from
 pretraining.png                  loss parts, teacher entropy, feature rank, neighbours over the steps
 README.md                        model card
 """
@@ -19,20 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..backbones import backbone_source, is_on_hub
-from ..files import file_sha256, write_json
-from ..recipe_checks import EMBEDDED
+from ..files import file_sha256, without_places, write_json
 from .curves import draw_pretraining
+from .history import LIST_FILE, RECORD_FILE
 from .model_card import card
 
 if TYPE_CHECKING:
     from ..run_folder import RunFolder
     from .mixture import Mixture
     from .model import IBotModel
-    from .recipe import PretrainModelSection, PretrainRecipe
+    from .recipe import PretrainRecipe
 
 BACKBONE_FOLDER = "backbone"
-RECORD_FILE = "pretraining.json"
 #: PIL's number of bilinear resampling.
 _BILINEAR = 2
 
@@ -56,42 +54,25 @@ def write_backbone(
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     write_teacher(model, recipe, partial)
+    history, commit = mixture.history, getattr(model.teacher.backbone.config, "_commit_hash", None)
     record = {
         "what": "teacher of an iBOT pretraining on unlabelled cell images",
         "recipe": recipe.to_dict(),
         "images": mixture.record(),
         "data_fingerprint": mixture.fingerprint(),
         "weights_sha256": file_sha256(partial / "model.safetensors"),
-        "origin": origin(recipe.model, getattr(model.teacher.backbone.config, "_commit_hash", None)),
+        "origin": None if history is None else history.origin(commit),
         "parameters": sum(p.numel() for p in model.teacher.backbone.parameters()),
         "training": training,
         "environment": run.environment(),
     }
-    write_json(partial / RECORD_FILE, record)
-    mixture.write_list(partial / "images.csv")
+    write_json(partial / RECORD_FILE, without_places(record))
+    mixture.write_list(partial / LIST_FILE)
     (partial / "pretraining.png").write_bytes(draw_pretraining(training["log_history"]))
     (partial / "README.md").write_text(card(record), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     return folder
-
-
-def origin(section: PretrainModelSection, commit: str | None) -> dict[str, Any] | None:
-    """Where the weights began, with what is recorded of an earlier pretraining; None: at random.
-
-    Args:
-        section: The model section of the recipe.
-        commit: Of a backbone on the Hub.
-    """
-    if section.backbone is None:
-        return None
-    if is_on_hub(section):
-        return {"name": section.backbone, "commit": commit}
-    folder = Path(backbone_source(section.backbone))
-    file = folder / RECORD_FILE
-    earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    kept = {key: earlier[key] for key in ("images", "weights_sha256", "origin") if key in earlier}
-    return {"name": section.backbone if section.backbone == EMBEDDED else folder.resolve().name} | kept
 
 
 def write_teacher(model: Any, recipe: PretrainRecipe, folder: Path) -> None:

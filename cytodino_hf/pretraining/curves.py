@@ -17,6 +17,8 @@ _NAMES = {
     "loss_koleo": "KoLeo",
     "teacher_entropy": "entropy of an answer, of its maximum",
     "information": "information on the picture, nats",
+    "patch_entropy": "entropy of an answer to a patch",
+    "patch_information": "information on the patch, nats",
     "feature_rank": "effective rank",
     "learning_rate": "learning rate",
 }
@@ -35,7 +37,7 @@ def draw_pretraining(log: Sequence[Mapping[str, Any]]) -> bytes:
     names = _NAMES | {key: f"{votes[key]} neighbour{'s' if votes[key] > 1 else ''}" for key in neighbours}
     panels = {
         "loss": ["loss_cls", "loss_patch", "loss_koleo"],
-        "teacher's answers": ["teacher_entropy", "information"],
+        "teacher's answers": ["teacher_entropy", "information", "patch_entropy", "patch_information"],
         "effective rank of the teacher's features": ["feature_rank"],
         "balanced accuracy by neighbours": neighbours,
         "learning rate": ["learning_rate"],

@@ -4,12 +4,57 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from ..data.inspection.near_duplicates import find_duplicates
 from ..data.inspection.scan import Scan
+from ..data.split_files import held_out_names
+from ..errors import DataError
+from .looked import COPY, NAMED, UNLISTED, Looked
+
+
+def hold_out_listed(file: Path, looked: Sequence[Looked]) -> str:
+    """Mark what a split file names outside its training fold.
+
+    Args:
+        file: The split file.
+        looked: The sets; changed.
+
+    Returns:
+        How much of it was found, in words.
+
+    Raises:
+        DataError: The file cannot be read, or none of its images is there.
+    """
+    names, found = held_out_names(file), 0
+    for source in looked:
+        for row in rows_named(names, source.images.column("path")):
+            found += 1
+            source.mark(row, NAMED)
+    if names and not found:
+        raise DataError(
+            f"data.hold_out: none of the {len(names)} images that {file} names outside its training fold is in a "
+            "source, so copies of them could not be told; add their folder as a source of weight 0, or leave the file "
+            "out"
+        )
+    return (
+        f"hold_out: {file.name} names {len(names)} images outside its training fold; {found} images fit them"
+    )
+
+
+def leave_out_copies(looked: Sequence[Looked]) -> None:
+    """Mark images that show the same picture as a held-out one, whichever set that is in."""
+    why_not = [why for source in looked for why in source.why_not]
+    held_out = np.array([why not in (None, UNLISTED) for why in why_not])
+    copies = shows_held_out([source.scan for source in looked], held_out)
+    start = 0
+    for source in looked:
+        for row in np.flatnonzero(copies[start : start + len(source.why_not)]):
+            source.mark(int(row), COPY)
+        start += len(source.why_not)
 
 
 def rows_named(names: Sequence[str], paths: Sequence[str]) -> list[int]:

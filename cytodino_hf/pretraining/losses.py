@@ -24,6 +24,9 @@ class TeacherTargets(nn.Module):
     after it was used, in training only, with the rows of all processes. `sinkhorn` shares the rows of all processes out
     evenly among the prototypes. `none` does neither; the teacher soon answers one prototype to everything.
 
+    Rows may be there only to fill up a batch: they move no mean and take no share of a prototype, and what they get
+    means nothing.
+
     Args:
         out_dim: Prototypes.
         centering: `centre`, `sinkhorn` or `none`.
@@ -45,48 +48,64 @@ class TeacherTargets(nn.Module):
             self.register_buffer("centre", torch.zeros(out_dim))
 
     @torch.no_grad()
-    def forward(self, logits: Tensor, temperature: float) -> Tensor:
-        """Distributions over the prototypes: (rows, out_dim) -> (rows, out_dim)."""
+    def forward(self, logits: Tensor, temperature: float, is_row: Tensor | None = None) -> Tensor:
+        """Distributions over the prototypes.
+
+        Args:
+            logits: (rows, out_dim).
+            temperature: Divides them.
+            is_row: float32 (rows,), 1 for a row and 0 for what fills up; None: all are rows.
+
+        Returns:
+            (rows, out_dim).
+        """
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits.float()
             if self.centering == "sinkhorn":
-                return sinkhorn(logits, temperature, self.iterations)
+                return sinkhorn(logits, temperature, self.iterations, is_row)
             if self.centering == "none":
                 return torch.softmax(logits / temperature, dim=-1)
             targets = torch.softmax((logits - self.centre) / temperature, dim=-1)
             if self.training:
-                self._move_centre(logits)
+                self._move_centre(logits, is_row)
             return targets
 
-    def _move_centre(self, logits: Tensor) -> None:
-        total = torch.cat((logits.sum(dim=0), logits.new_tensor([len(logits)])))
-        total = _over_processes(total, "sum")
+    def _move_centre(self, logits: Tensor, is_row: Tensor | None) -> None:
+        if is_row is None:
+            of_this_process = logits.sum(dim=0), logits.new_full((1,), len(logits))
+        else:
+            of_this_process = is_row @ logits, is_row.sum(dim=0, keepdim=True)
+        total = _over_processes(torch.cat(of_this_process), "sum")
         rows = total[-1]
         # Without a row anywhere (no patch was masked) the mean stays where it is.
         weight = (1 - self.momentum) * (rows > 0)
         self.centre.lerp_(total[:-1] / rows.clamp_min(1), weight)
 
 
-def sinkhorn(logits: Tensor, temperature: float, iterations: int) -> Tensor:
+def sinkhorn(logits: Tensor, temperature: float, iterations: int, is_row: Tensor | None = None) -> Tensor:
     """Share rows out so that all prototypes get nearly the same: columns and rows are normalised in turn, rows last.
 
     Args:
         logits: (rows, prototypes); the sums over rows run over the rows of all processes.
         temperature: Divides the logits; with logits in [-1, 1] at least .025, so that exp(-2 / temperature) is not 0.
         iterations: Rounds.
+        is_row: float32 (rows,), 1 for a row and 0 for what only fills up; None: all are rows.
 
     Returns:
-        Distributions: each row sums to 1, each column to about rows / prototypes.
+        Distributions: each row sums to 1, each column to about rows / prototypes; what fills up gets zeros.
 
     Source:
         Caron et al. 2020, SwAV (arXiv 2006.09882), section 3.1; Cuturi 2013 (arXiv 1306.0895).
     """
-    largest = logits.max() if len(logits) else logits.new_tensor(-torch.inf)
+    # It only keeps the powers within float32, so that of what fills up may be among them.
+    largest = logits.max() if len(logits) else logits.new_full((), -torch.inf)
     shares = torch.exp((logits - _over_processes(largest, "max")) / temperature)
+    if is_row is not None:
+        shares = shares * is_row[:, None]
+    least = torch.finfo(shares.dtype).tiny
     for _ in range(iterations):
-        columns = _over_processes(shares.sum(dim=0), "sum")
-        shares = shares / columns.clamp_min(torch.finfo(shares.dtype).tiny)
-        shares = shares / shares.sum(dim=-1, keepdim=True)
+        shares = shares / _over_processes(shares.sum(dim=0), "sum").clamp_min(least)
+        shares = shares / shares.sum(dim=-1, keepdim=True).clamp_min(least)
     return shares
 
 
@@ -110,22 +129,21 @@ def cls_loss(student: Tensor, targets: Tensor, temperature: float) -> Tensor:
         return (pairs.sum() - same.sum()) / (images * (taught * views - taught))
 
 
-def patch_loss(student: Tensor, targets: Tensor, masks: Tensor, temperature: float) -> Tensor:
+def patch_loss(student: Tensor, targets: Tensor, weights: Tensor, temperature: float) -> Tensor:
     """Cross-entropy with the teacher on masked patches, mean over those of a view, then over all views.
 
     A view without a masked patch counts as 0; without any at all the loss is 0 and has a gradient of 0.
 
     Args:
-        student: Logits of the masked patches (masked, prototypes), in the order of `masks`.
+        student: Logits of the masked patches (masked, prototypes).
         targets: The teacher's distributions at the same places.
-        masks: (views, patches), True where a patch was masked.
+        weights: Of each in that mean (masked,), as `masked_places` gives them; 0 for what only fills up.
         temperature: The student's.
     """
     with torch.autocast(student.device.type, enabled=False):
         student = student.float() / temperature
         per_patch = student.logsumexp(dim=-1) - torch.einsum("mk,mk->m", targets, student)
-        share = masks / masks.sum(dim=-1, keepdim=True).clamp_min(1)
-        return (per_patch * share[masks]).sum() / len(masks)
+        return (per_patch * weights).sum()
 
 
 def koleo_loss(features: Tensor) -> Tensor:
@@ -150,9 +168,23 @@ def koleo_loss(features: Tensor) -> Tensor:
         return -torch.log(distances + _KOLEO_EPS).mean()
 
 
-def entropy(distributions: Tensor) -> Tensor:
-    """Mean entropy in nats of distributions along the last axis."""
-    return torch.special.entr(distributions).sum(dim=-1).mean()
+def answers_in_sum(distributions: Tensor, is_row: Tensor | None = None) -> Tensor:
+    """What many answers come to, so that sums over batches and processes can be taken of it.
+
+    Args:
+        distributions: (rows, prototypes).
+        is_row: float32 (rows,), 1 for a row and 0 for what only fills up; None: all are rows.
+
+    Returns:
+        (prototypes + 2,): the sum of the distributions, the sum of their entropies in nats, the number of rows.
+    """
+    with torch.autocast(distributions.device.type, enabled=False):
+        if is_row is None:
+            is_row = distributions.new_ones(len(distributions))
+        entropies = torch.special.entr(distributions).sum(dim=-1)
+        return torch.cat(
+            (is_row @ distributions, (is_row @ entropies)[None], is_row.sum(dim=0, keepdim=True))
+        )
 
 
 def _over_processes(value: Tensor, how: Literal["sum", "max"]) -> Tensor:

@@ -12,6 +12,9 @@ from .recipe import ObjectiveSection
 Mask = npt.NDArray[np.bool_]
 # Draws for the place of one block before single patches fill up the rest.
 _ATTEMPTS = 10
+# Masked patches of a batch are filled up to a multiple of this: they are of another number in every batch, and for each
+# number the CPU's libraries make kernels anew, which takes a fifth of a step, and keep them.
+_ROWS = 256
 
 
 class BlockMasks:
@@ -42,6 +45,31 @@ class BlockMasks:
                 count = min(round(ratio * patches), patches)
                 mask[:] = block_mask(self.grid, count, self.aspect, generator).reshape(-1)
         return masks
+
+
+def masked_places(masks: Mask) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Where the masked patches of a batch are, and what each weighs in the mean over those of a view, then over views.
+
+    It is worked out where the masks are drawn, so that no size of a step depends on what a GPU has to tell first.
+
+    Args:
+        masks: (views, patches), True where a patch is masked.
+
+    Returns:
+        Places in the row of all patches of all views (rows,), and weights (rows,). Rows are filled up with place 0 and
+        weight 0; there is always one at least.
+    """
+    views, _ = np.nonzero(masks)
+    rows = filled_up(len(views))
+    places, weights = np.zeros(rows, np.int64), np.zeros(rows, np.float32)
+    places[: len(views)] = np.flatnonzero(masks)
+    weights[: len(views)] = 1 / (np.count_nonzero(masks, axis=1)[views] * len(masks))
+    return places, weights
+
+
+def filled_up(masked: int) -> int:
+    """As how many rows some masked patches are worked on."""
+    return max(-(-masked // _ROWS), 1) * _ROWS
 
 
 def block_mask(

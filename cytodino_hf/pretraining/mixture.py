@@ -10,6 +10,7 @@ import csv
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,28 +20,21 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.cache import pack_images
-from ..data.inspection.scan import Scan, scan_images
-from ..data.loading import leave_out_rejected, refuse_too_many_rejected
 from ..data.pictures import pictures_of
 from ..data.samples import CellImages
-from ..data.sources import SOURCES
-from ..data.split_files import held_out_names
-from ..data.splits import assign_folds, safe_cell
+from ..data.splits import safe_cell
 from ..errors import DataError
-from ..taxonomy import load_taxonomy
-from .held_out import rows_named, shows_held_out
+from .held_out import hold_out_listed, leave_out_copies
+from .history import LIST_COLUMNS, LIST_FILE, History, digest_of
+from .labelled import LabelledImages
+from .looked import Looked, look_at_source, read_set, set_key
 from .mixture_section import MixturePlan, NamedEntry
 from .view_dataset import DrawMasks, MixtureSampler, ViewDataset, shares_to_draws
 from .views import ViewsSection
 
 _PROMISE = (
-    "no image of a validation, calibration or test fold of these sources, none that `hold_out` names, and none that "
-    "shows the same picture as one of them that is in a source"
-)
-_NAMED, _COPY, _UNLISTED = (
-    "held out by hold_out",
-    "shows the same picture as a held-out image",
-    "in no fold of the split",
+    "no image of a validation, calibration or test fold of these sources{}, none that `hold_out` names, and none that "
+    "shows the same picture as one of them that is in {}"
 )
 
 
@@ -100,7 +94,7 @@ class MixtureSource:
             "share_of_draws": self.draws / draws,
             "left_out": dict(sorted(Counter(why for why in self.why_not if why is not None).items())),
             "unusable_files": len(self.images.rejected),
-            "images_sha256": _digest(self.listed()),
+            "images_sha256": digest_of(sha256 for _, _, sha256 in self.listed()),
         }
 
 
@@ -111,10 +105,14 @@ class Mixture:
     Args:
         sources: In the order of the recipe.
         notes: What a reader of the log should know.
+        labelled: The labelled set of the probe, of which only the training fold may be drawn; None without a probe.
+        history: What the backbone that is gone on from has seen; None where it starts from random weights.
     """
 
     sources: tuple[MixtureSource, ...]
     notes: tuple[str, ...] = ()
+    labelled: LabelledImages | None = None
+    history: History | None = None
 
     @property
     def images(self) -> int:
@@ -153,135 +151,98 @@ class Mixture:
         return MixtureSampler(sizes, [source.draws for source in self.sources], seed=seed)
 
     def fingerprint(self) -> str:
-        """Changes with the images that are drawn, their content, their order and the draws from each source."""
+        """Changes with the images that are drawn, their content, their order and the draws from each source.
+
+        So it does with the folds that the probe reads.
+        """
         digest = hashlib.sha256()
         for source in self.sources:
             digest.update(json.dumps([source.plan.name, source.draws]).encode())
             digest.update("".join(source.sha256[row] for row in source.rows).encode())
+        if self.labelled is not None:
+            digest.update(self.labelled.identity().encode())
         return digest.hexdigest()
 
     def record(self) -> dict[str, Any]:
         """What was pretrained on, without folders of this machine: plain values for JSON.
 
-        `images_sha256` is the sha256 of the sorted third column of `write_list`, a line an image.
+        `images_sha256` is the sha256 of the sorted third column of `write_list`, a line an image of this pretraining.
         """
         draws = sum(source.draws for source in self.sources)
         return {
             "images": self.images,
             "draws_per_epoch": draws,
-            "held_out": _PROMISE,
-            "images_sha256": _digest([row for source in self.sources for row in source.listed()]),
+            "held_out": self._promise(),
+            "images_sha256": digest_of(row[-1] for source in self.sources for row in source.listed()),
             "notes": list(self.notes),
             "sources": [source.record(draws) for source in self.sources],
         }
 
+    def _promise(self) -> str:
+        if self.labelled is None:
+            return _PROMISE.format("", "a source")
+        return _PROMISE.format(" or of the probe's labelled set", "a source or in that set")
+
     def write_lists(self, folder: Path) -> None:
         """Write `images.csv` and `left_out.csv`."""
-        self.write_list(folder / "images.csv")
+        self.write_list(folder / LIST_FILE)
         left_out = [row for source in self.sources for row in source.left_out()]
         rejected = [row for source in self.sources for row in source.rejected()]
         _write_csv(folder / "left_out.csv", ("source", "id", "reason"), [*left_out, *rejected])
 
     def write_list(self, path: str | Path) -> None:
-        """Write `source,id,sha256` of every image that is drawn; the sum is that of its file."""
+        """Write `source,id,sha256,pretraining` of every image that is drawn, after those the backbone saw before.
+
+        The sum is that of the file; the pretrainings are counted from 1, the first that is listed.
+        """
+        earlier = list(self.history.seen or ()) if self.history is not None else []
+        number = str(1 + max((int(row[-1]) for row in earlier), default=0))
         listed = [row for source in self.sources for row in source.listed()]
-        _write_csv(Path(path), ("source", "id", "sha256"), listed)
+        _write_csv(Path(path), LIST_COLUMNS, [*earlier, *((*row, number) for row in listed)])
 
 
-@dataclass(frozen=True)
-class _Looked:
-    """A source whose files were read, with what its split says of each image."""
-
-    plan: NamedEntry
-    images: CellImages
-    scan: Scan
-    why_not: list[str | None]
-    notes: tuple[str, ...]
-
-
-def load_mixture(plan: MixturePlan) -> Mixture:
+def load_mixture(
+    plan: MixturePlan, labelled: LabelledImages | None = None, history: History | None = None
+) -> Mixture:
     """Find and read every image once, and leave out what is held out.
 
     Args:
         plan: The data section of the recipe.
+        labelled: The labelled set of the probe: what it does not train on is held out too.
+        history: What the backbone that is gone on from has seen: no image that is held out now may be in it.
 
     Raises:
-        DataError: Images or a split cannot be used as asked, too many files cannot be read, or a source has no image
-            left.
+        DataError: Images or a split cannot be used as asked, too many files cannot be read, a source has no image
+            left, or a held-out image was pretrained on before.
     """
-    looked = []
-    for named in plan.entries:
-        try:
-            looked.append(_look(named))
-        except DataError as error:
-            raise DataError(f"data.sources.{named.name}: {error}") from error
-    notes = [f"{source.plan.name}: {note}" for source in looked for note in source.notes]
-    for file in plan.section.hold_out:
-        notes.append(_hold_out(Path(file).expanduser(), looked))
-    _leave_out_copies(looked)
+    looked = [_look(named, labelled) for named in plan.entries]
+    notes = [f"{source.name}: {note}" for source in looked for note in source.notes]
+    if labelled is not None:
+        keys = [set_key(named.entry, named.options) for named in plan.entries]
+        notes += [note] if (note := labelled.hold_out(looked, keys)) is not None else []
+    notes += [hold_out_listed(Path(file).expanduser(), looked) for file in plan.section.hold_out]
+    leave_out_copies(looked)
+    notes += [history.compare(looked)] if history is not None else []
     sources = [
         MixtureSource(
-            source.plan,
-            _packed(source.images, source.plan),
+            named,
+            _packed(source.images, named),
             tuple(value.hex() for value in source.scan.column("file_sha256")),
             tuple(source.why_not),
         )
-        for source in looked
+        for named, source in zip(plan.entries, looked, strict=False)  # the probe's set may come after them
     ]
-    return Mixture(_with_draws(sources, plan.section.images_per_epoch), tuple(notes))
+    drawn = _with_draws(sources, plan.section.images_per_epoch)
+    return Mixture(drawn, tuple(notes), labelled, history)
 
 
-def _look(named: NamedEntry) -> _Looked:
-    entry = named.entry
-    root = Path(entry.root) if entry.root is not None else None
-    found = SOURCES[entry.source].load(root, load_taxonomy(entry.taxonomy), named.options)
-    images, scan, notes = leave_out_rejected(found, scan_images(found))
-    refuse_too_many_rejected(images, entry.max_rejected_share)
-    if entry.split is None:
-        # Folds that the source itself knows hold even where nobody asked for a split.
-        own = [None if fold == "train" else fold for fold in images.folds]
-        return _Looked(named, images, scan, own, tuple(notes))
-    split = assign_folds(
-        images,
-        split=entry.split,
-        fractions=entry.fractions.model_dump(),
-        seed=entry.split_seed,
-        duplicates=scan.duplicates if entry.near_duplicates == "group" else None,
-    )
-    fold_of = dict(zip(split.images.column("path"), split.images.folds, strict=True))
-    folds = [fold_of.get(path, _UNLISTED) for path in images.column("path")]
-    why_not = [None if fold == "train" else fold for fold in folds]
-    return _Looked(named, images, scan, why_not, (*notes, *split.notes))
-
-
-def _hold_out(file: Path, looked: list[_Looked]) -> str:
-    """Mark what a split file names outside its training fold, and say how much of it was found."""
-    names, found = held_out_names(file), 0
-    for source in looked:
-        for row in rows_named(names, source.images.column("path")):
-            found += 1
-            source.why_not[row] = source.why_not[row] or _NAMED
-    if names and not found:
-        raise DataError(
-            f"data.hold_out: none of the {len(names)} images that {file} names outside its training fold is in a "
-            "source, so copies of them could not be told; add their folder as a source of weight 0, or leave the file "
-            "out"
-        )
-    return (
-        f"hold_out: {file.name} names {len(names)} images outside its training fold; {found} images fit them"
-    )
-
-
-def _leave_out_copies(looked: list[_Looked]) -> None:
-    """Mark images that show the same picture as a held-out one, whichever source that is in."""
-    why_not = [why for source in looked for why in source.why_not]
-    held_out = np.array([why not in (None, _UNLISTED) for why in why_not])
-    copies = shows_held_out([source.scan for source in looked], held_out)
-    start = 0
-    for source in looked:
-        for row in np.flatnonzero(copies[start : start + len(source.why_not)]):
-            source.why_not[row] = source.why_not[row] or _COPY
-        start += len(source.why_not)
+def _look(named: NamedEntry, labelled: LabelledImages | None) -> Looked:
+    try:
+        if labelled is not None and labelled.key == set_key(named.entry, named.options):
+            return look_at_source(named, labelled.whole)
+        return look_at_source(named, read_set(named.entry, named.options))
+    except DataError as error:
+        raise DataError(f"data.sources.{named.name}: {error}") from error
 
 
 def _packed(images: CellImages, named: NamedEntry) -> CellImages:
@@ -315,15 +276,9 @@ def _in_words(source: MixtureSource) -> str:
     return ", ".join(f"{why}: {count}" for why, count in Counter(source.why_not).items())
 
 
-def _write_csv(path: Path, header: tuple[str, str, str], rows: list[tuple[str, str, str]]) -> None:
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
-        writer.writerows((source, safe_cell(name), last) for source, name, last in rows)
-
-
-def _digest(listed: list[tuple[str, str, str]]) -> str:
-    return hashlib.sha256(
-        "".join(f"{sha}\n" for sha in sorted(sha for _, _, sha in listed)).encode()
-    ).hexdigest()
+        writer.writerows([safe_cell(cell) for cell in row] for row in rows)

@@ -8,15 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..errors import BackboneUnavailableError
 from .heads import IBotHead
-from .losses import TeacherTargets, cls_loss, entropy, koleo_loss, patch_loss
+from .losses import TeacherTargets, answers_in_sum, cls_loss, koleo_loss, patch_loss
 from .recipe import ObjectiveSection
-
-# Patches that meet a head are filled up to a multiple of this.
-_ROWS = 256
 
 
 class IBotOutput(NamedTuple):
@@ -25,18 +21,26 @@ class IBotOutput(NamedTuple):
     Args:
         loss: What is minimised, mean over pictures.
         parts: `cls`, `patch` and `koleo` before they are weighted.
-        teacher_entropy: Mean entropy in nats of the teacher's distribution for one view; 0 where it is sure of one
-            prototype, log(prototypes) where it says nothing.
-        prototype_entropy: Entropy of the teacher's distribution averaged over the views of this process; 0 where it
-            gives one answer to everything.
+        said: What the teacher's answers of `watched_answers` came to, by `answers_in_sum`.
         teacher_features: The teacher's CLS features (batch x 2, width), the two views of a picture side by side.
     """
 
     loss: Tensor
     parts: dict[str, Tensor]
-    teacher_entropy: Tensor
-    prototype_entropy: Tensor
+    said: dict[str, Tensor]
     teacher_features: Tensor
+
+
+def watched_answers(objective: ObjectiveSection) -> tuple[str, ...]:
+    """Which of the teacher's answers, `cls` or `patch`, can show a collapse: those of what the loss trains.
+
+    Patches that share the head of the CLS token share its fate; by themselves they are watched where they have their
+    own, or where nothing else trains it.
+    """
+    has_own = objective.separate_patch_head or not objective.cls_weight
+    patches = objective.patch_weight and objective.mask_probability and objective.mask_ratio
+    watched = {"cls": objective.cls_weight, "patch": patches and has_own}
+    return tuple(name for name, is_watched in watched.items() if is_watched)
 
 
 class Branch(nn.Module):
@@ -60,13 +64,6 @@ class Branch(nn.Module):
     def patch_head(self) -> IBotHead:
         """The head of the patches, which may be that of the CLS token."""
         return self.cls_head if self._own_patch_head is None else self._own_patch_head
-
-    def patch_logits(self, patches: Tensor) -> Tensor:
-        """The patch head's answer to some patches: (rows, width) -> (rows, prototypes)."""
-        rows = len(patches)
-        # Masked patches are of another number in every step, and for each number the CPU's libraries make kernels anew,
-        # which takes a fifth of a step, and keep them.
-        return self.patch_head(F.pad(patches, (0, 0, 0, -rows % _ROWS)))[:rows]
 
     def forward(self, pictures: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Features: (views, 3, height, width) -> CLS (views, width), patches (views, patches, width)."""
@@ -100,7 +97,7 @@ class IBotModel(nn.Module):
                 "the backbone has no mask token, so its patches cannot be masked; "
                 "set use_mask_token to true in its config.json"
             )
-        self.objective = objective
+        self.objective, self.watched = objective, watched_answers(objective)
         self.student = Branch(backbone, objective)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
         set_drop_path(backbone, objective.drop_path)
@@ -133,55 +130,64 @@ class IBotModel(nn.Module):
         self,
         global_views: Tensor,
         masks: Tensor,
+        places: Tensor,
+        weights: Tensor,
         local_views: Tensor | None,
         teacher_temperature: float,
     ) -> IBotOutput:
-        """Compare student and teacher on one batch.
+        """Compare student and teacher on one batch; no size depends on a value that only the device knows.
 
         Args:
             global_views: Normalised pictures (batch, 2, 3, height, width).
             masks: (batch, 2, patches), True where the student sees the mask token.
+            places: Where those are in the row of all patches (masked,), filled up, from `masked_places`.
+            weights: And what each weighs (masked,); 0: it only fills up.
             local_views: Normalised smaller pictures (batch, views, 3, height, width), or None.
             teacher_temperature: Divides the teacher's logits.
         """
         images = len(global_views)
-        pictures, flat_masks = global_views.flatten(0, 1), masks.flatten(0, 1)
-        features, cls_answers, patch_answers = self._ask_teacher(pictures, flat_masks, teacher_temperature)
+        pictures = global_views.flatten(0, 1)
+        is_row = (weights > 0).to(weights.dtype)
+        teacher = self._ask_teacher(pictures, places, is_row, teacher_temperature)
 
-        student_cls, student_patches = self.student(pictures, flat_masks)
+        student_cls, student_patches = self.student(pictures, masks.flatten(0, 1))
         # (batch x 2, width) -> (batch, 2, width); local views follow
         views = student_cls.unflatten(0, (images, -1))
         all_views = views if local_views is None else torch.cat((views, self._local(local_views)), dim=1)
         temperature = self.objective.student_temperature
         cls_logits = self.student.cls_head(all_views.flatten(0, 1)).unflatten(0, (images, -1))
-        patch_logits = self.student.patch_logits(student_patches[flat_masks])
-        cls_answers = cls_answers.unflatten(0, (images, -1))
-        cls = cls_loss(cls_logits, cls_answers, temperature)
-        patch = patch_loss(patch_logits, patch_answers, flat_masks, temperature)
+        patch_logits = self.student.patch_head(_at(places, student_patches))
+        cls = cls_loss(cls_logits, teacher.cls.unflatten(0, (images, -1)), temperature)
+        patch = patch_loss(patch_logits, teacher.patches, weights, temperature)
         koleo = self._koleo(views)
-        weights = self.objective
-        loss = weights.cls_weight * cls + weights.patch_weight * patch + weights.koleo_weight * koleo
+        objective = self.objective
         return IBotOutput(
-            loss=loss,
+            loss=objective.cls_weight * cls + objective.patch_weight * patch + objective.koleo_weight * koleo,
             parts={"cls": cls.detach(), "patch": patch.detach(), "koleo": koleo.detach()},
-            teacher_entropy=entropy(cls_answers),
-            prototype_entropy=entropy(cls_answers.mean(dim=(0, 1))),
-            teacher_features=features,
+            said=self._in_sum(teacher, is_row),
+            teacher_features=teacher.features,
         )
 
     @torch.no_grad()
     def _ask_teacher(
-        self, pictures: Tensor, masks: Tensor, temperature: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, pictures: Tensor, places: Tensor, is_row: Tensor, temperature: float
+    ) -> _TeacherAnswers:
         """CLS features, and what the student has to match for whole pictures and for masked patches."""
         cls, patches = self.teacher(pictures)
         # Only the places that the student has to fill meet the prototypes: they are most of a head's work.
-        patch_logits = self.teacher.patch_logits(patches[masks])
-        return (
-            cls.float(),
-            self.cls_targets(self.teacher.cls_head(cls), temperature),
-            self.patch_targets(patch_logits, temperature),
+        patch_logits = self.teacher.patch_head(_at(places, patches))
+        return _TeacherAnswers(
+            features=cls.float(),
+            cls=self.cls_targets(self.teacher.cls_head(cls), temperature),
+            patches=self.patch_targets(patch_logits, temperature, is_row),
         )
+
+    def _in_sum(self, teacher: _TeacherAnswers, is_row: Tensor) -> dict[str, Tensor]:
+        answers: dict[str, tuple[Tensor, Tensor | None]] = {
+            "cls": (teacher.cls, None),
+            "patch": (teacher.patches, is_row),
+        }
+        return {name: answers_in_sum(*answers[name]) for name in self.watched}
 
     def _local(self, local_views: Tensor) -> Tensor:
         """The student's CLS features of the local views: (batch, views, width)."""
@@ -199,6 +205,19 @@ class IBotModel(nn.Module):
         teacher: list[Tensor] = list(self.teacher.parameters())
         student: list[Tensor] = list(self.student.parameters())
         torch._foreach_lerp_(teacher, student, 1 - momentum)
+
+
+class _TeacherAnswers(NamedTuple):
+    """CLS features (views, width); distributions for views (views, prototypes) and for places (masked, prototypes)."""
+
+    features: Tensor
+    cls: Tensor
+    patches: Tensor
+
+
+def _at(places: Tensor, patches: Tensor) -> Tensor:
+    """Some places of the row of all patches: (views, patches, width) -> (places, width)."""
+    return patches.flatten(0, 1).index_select(0, places)
 
 
 class DropPath(nn.Module):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .history import unlisted
+
 # Beginnings of names on the Hub whose weights a continued backbone inherits a licence from.
 _LICENCES = {
     "facebook/dinov3": (
@@ -75,8 +77,7 @@ def _body(record: dict[str, Any]) -> list[str]:
         "",
         *_images(record["images"]),
         "",
-        "`images.csv` names every image of this pretraining with its sha256, so that anybody can check that a test "
-        "image was not among them.",
+        _lists(record["origin"]),
         "",
         "## Training",
         "",
@@ -98,11 +99,37 @@ def _body(record: dict[str, Any]) -> list[str]:
 def _origin(origin: dict[str, Any] | None) -> list[str]:
     if origin is None:
         return ["Random weights: it has seen no image but those below."]
-    commit = f" (commit {origin['commit']})" if origin.get("commit") else ""
-    lines = [f"It goes on from `{origin['name']}`{commit}, and has seen what that has seen."]
-    if "images" in origin:
-        lines += ["", *_images(origin["images"])]
+    lines = [f"It goes on from `{origin['name']}`{_commit(origin)}, and has seen what that has seen."]
+    while origin is not None:
+        if "images" in origin:
+            lines += ["", f"`{origin['name']}` was pretrained on:", "", *_images(origin["images"])]
+        before = origin.get("origin")
+        if before is not None:
+            lines += ["", f"It went on from `{before['name']}`{_commit(before)} in its turn."]
+        origin = before
     return lines
+
+
+def _commit(origin: dict[str, Any]) -> str:
+    return f" (commit {origin['commit']})" if origin.get("commit") else ""
+
+
+def _lists(origin: dict[str, Any] | None) -> str:
+    """What `images.csv` can be asked, and what nobody can say."""
+    doubt = unlisted(origin)
+    earlier = (
+        ", and every one of earlier pretrainings (the column `pretraining` counts them; this is the last),"
+        if origin is not None and origin.get("is_listed")
+        else ""
+    )
+    text = (
+        f"`images.csv` names every image of this pretraining{earlier} with its sha256, so that anybody can check that "
+        "a test image was not among them."
+    )
+    if not doubt:
+        return text
+    names = " and ".join(f"`{name}`" for name in doubt)
+    return f"{text} Which images {names} had seen before is not known here: no list of them came with it."
 
 
 def _images(images: dict[str, Any]) -> list[str]:

@@ -10,22 +10,17 @@ import numpy as np
 from transformers import TrainerCallback
 
 from ..data.dataset import CellDataset
-from ..data.inspection.scan import scan_images
-from ..data.loading import divide, index_images, leave_out_rejected
-from ..errors import DataError
 from ..evaluation.features import frozen_features
 from ..evaluation.metrics import confusion_matrix
 from ..evaluation.neighbours import knn_predict
 from ..evaluation.statistics import metric_intervals
 from ..model.image_processing_cytodino import CytoDinoImageProcessor
-from ..recipe import DataSection
 from ..training.processes import on_first_process
 from .recipe import PretrainRecipe
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..data.samples import CellImages
     from .mixture import Mixture
     from .trainer import PretrainingTrainer
 
@@ -89,16 +84,11 @@ def build_probe(recipe: PretrainRecipe, mixture: Mixture) -> NeighbourProbe | No
 
     Args:
         recipe: The recipe.
-        mixture: What is pretrained on.
-
-    Raises:
-        DataError: Its images cannot be used as asked, or one that it scores is pretrained on.
+        mixture: What is pretrained on; it was freed of what the probe scores.
     """
-    labelled = labelled_images(recipe)
-    if labelled is None:
+    if mixture.labelled is None:
         return None
-    _refuse_drawn(labelled, mixture)
-    images = labelled.images
+    images = mixture.labelled.images
     section, side = recipe.probe, recipe.probe.image_size_px or recipe.views.global_size_px
     size = {"height": side, "width": side}
     crop = section.center_crop_px
@@ -117,51 +107,6 @@ def build_probe(recipe: PretrainRecipe, mixture: Mixture) -> NeighbourProbe | No
         k=section.k,
         workers=recipe.training.dataloader_num_workers,
     )
-
-
-@dataclass(frozen=True)
-class LabelledImages:
-    """The labelled set of the probe.
-
-    Args:
-        images: With their folds.
-        sha256: Of each image's file.
-    """
-
-    images: CellImages
-    sha256: list[str]
-
-
-def _refuse_drawn(labelled: LabelledImages, mixture: Mixture) -> None:
-    drawn = {source.sha256[row] for source in mixture.sources for row in source.rows}
-    rows = [
-        row
-        for row, fold in enumerate(labelled.images.folds)
-        if fold == "validation" and labelled.sha256[row] in drawn
-    ]
-    if rows:
-        ids = labelled.images.column("id")
-        raise DataError(
-            f"{len(rows)} images that the probe scores are pretrained on, such as {ids[rows[0]]}: give the source they "
-            "come from the split of the probe (data.sources.NAME.split), or name the split file in data.hold_out"
-        )
-
-
-def labelled_images(recipe: PretrainRecipe) -> LabelledImages | None:
-    """The labelled set of the probe with its folds; None where the recipe has no probe."""
-    section = recipe.probe
-    if not section.is_on:
-        return None
-    data = DataSection(**{name: getattr(section, name) for name in _SHARED})
-    found = index_images(data, recipe.probe_options)
-    images, scan, _ = leave_out_rejected(found, scan_images(found))
-    split = divide(images, scan, data, needs_validation=True).images
-    sums = dict(zip(images.column("path"), scan.column("file_sha256"), strict=True))
-    return LabelledImages(split, [sums[path].hex() for path in split.column("path")])
-
-
-# Keys of the probe section that a fine-tuning recipe's data section has as well.
-_SHARED = ("source", "root", "taxonomy", "split", "split_seed", "fractions")
 
 
 class ProbeCallback(TrainerCallback):

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from ..memory import Memory, estimate_step, remember_positions
 from ..planning import in_gib, memory_lines, precision, runtime
-from .losses import cls_loss
-from .mixture import Mixture, load_mixture
+from .masks import filled_up
+from .mixture import Mixture
 from .model import IBotModel
 from .neighbour_probe import BATCH as PROBE_BATCH
-from .neighbour_probe import labelled_images
-from .pretrain import build_ibot, patch_of, steps_of
+from .pretrain import build_ibot, load_images, patch_of, steps_of
 from .recipe import PretrainRecipe
 from .trainer import images_per_step, learning_rate
 
@@ -87,9 +86,8 @@ def make_pretrain_plan(recipe: PretrainRecipe) -> PretrainPlan:
     Raises:
         CytoDinoError: The images or that configuration cannot be had.
     """
-    mixture = load_mixture(recipe.data)
-    draws = len(mixture.sampler(seed=recipe.training.seed))
-    labelled = labelled_images(recipe)
+    mixture = load_images(recipe)
+    draws, labelled = len(mixture.sampler(seed=recipe.training.seed)), mixture.labelled
     model = build_ibot(recipe, on_meta=True)
     memory = estimate_pretraining(recipe)
     return PretrainPlan(
@@ -123,6 +121,8 @@ def estimate_pretraining(recipe: PretrainRecipe) -> Memory:
             return _step(model, recipe, batch)
 
     def evaluate() -> None:
+        if not recipe.probe.is_on:
+            return
         side = recipe.probe.image_size_px or views.global_size_px
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             model.teacher.backbone(pixel_values=torch.zeros(PROBE_BATCH, 3, side, side))
@@ -132,29 +132,23 @@ def estimate_pretraining(recipe: PretrainRecipe) -> Memory:
 
 
 def _step(model: IBotModel, recipe: PretrainRecipe, batch: int) -> Tensor:
-    """A micro-batch as `IBotModel.forward` computes it, with as many masked patches as there are on average.
+    """The loss of a micro-batch with as many masked patches as there are on average.
 
-    Which patches are masked is content, and these tensors have none: the first ones stand for them.
+    Which patches are masked is content, and these tensors have none: the first one stands for all.
     """
     views, objective = recipe.views, recipe.objective
-    side, patches = views.global_size_px, (views.global_size_px // patch_of(model)) ** 2
-    masked = round(2 * batch * patches * objective.mask_probability * objective.mask_ratio)
-    pictures = torch.zeros(2 * batch, 3, side, side)
-    with torch.no_grad():
-        cls, tokens = model.teacher(pictures)
-        answers = model.cls_targets(model.teacher.cls_head(cls), 0.05).unflatten(0, (batch, 2))
-        patch_logits = model.teacher.patch_head(tokens.flatten(0, 1)[:masked])
-        patch_answers = torch.softmax(patch_logits.float() / 0.05, dim=-1)
-    cls, tokens = model.student(pictures, torch.zeros(2 * batch, patches, dtype=torch.bool))
-    seen = cls.unflatten(0, (batch, 2))
-    if views.local_crops:
-        small = views.local_size_px
-        cls, _ = model.student(torch.zeros(batch * views.local_crops, 3, small, small))
-        seen = torch.cat((seen, cls.unflatten(0, (batch, -1))), dim=1)
-    logits = model.student.cls_head(seen.flatten(0, 1)).unflatten(0, (batch, -1))
-    patch_logits = model.student.patch_head(tokens.flatten(0, 1)[:masked]).float() / 0.1
-    patch = patch_logits.logsumexp(dim=-1) - torch.einsum("mk,mk->m", patch_answers, patch_logits)
-    return cls_loss(logits, answers, 0.1) + patch.mean()
+    side, small = views.global_size_px, views.local_size_px
+    patches = (side // patch_of(model)) ** 2
+    rows = filled_up(round(2 * batch * patches * objective.mask_probability * objective.mask_ratio))
+    output = model(
+        global_views=torch.zeros(batch, 2, 3, side, side),
+        masks=torch.zeros(batch, 2, patches, dtype=torch.bool),
+        places=torch.zeros(rows, dtype=torch.int64),
+        weights=torch.zeros(rows),
+        local_views=torch.zeros(batch, views.local_crops, 3, small, small) if views.local_crops else None,
+        teacher_temperature=objective.teacher_temperature,
+    )
+    return output.loss  # type: ignore[no-any-return]
 
 
 def _remedies(recipe: PretrainRecipe) -> tuple[str, ...]:

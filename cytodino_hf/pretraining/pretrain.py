@@ -23,6 +23,8 @@ from ..training.processes import (
     on_first_process,
 )
 from .backbone_folder import write_backbone, write_teacher
+from .history import read_history
+from .labelled import labelled_images
 from .masks import BlockMasks
 from .mixture import Mixture, load_mixture
 from .model import IBotModel
@@ -30,6 +32,7 @@ from .monitor import Monitor
 from .neighbour_probe import ProbeCallback, build_probe
 from .paces import Paces
 from .recipe import PretrainRecipe
+from .remedies import PRETRAINING
 from .trainer import PretrainingTrainer, images_per_step, learning_rate, pretraining_arguments
 
 logger = logging.getLogger(__name__)
@@ -63,6 +66,7 @@ def pretrain(recipe: PretrainRecipe) -> RunFolder:
                 train=lambda assembled: _train(assembled, run),
                 save_weights=lambda assembled, folder: write_teacher(assembled.ibot, recipe, folder),
                 in_words=step_in_words,
+                remedies=PRETRAINING,
             )
         if trainer.is_world_process_zero():
             write_backbone(trainer.ibot, recipe, mixture, run, training)
@@ -73,13 +77,13 @@ def pretrain(recipe: PretrainRecipe) -> RunFolder:
 def _begin(recipe: PretrainRecipe, run: RunFolder) -> Mixture | None:
     """Claim the folder and find the images; None where the run is finished."""
     run.check(recipe)
-    if run.is_finished():
+    if run.is_finished_with(recipe, lambda: load_images(recipe)):
         if is_first_process():
             logger.warning("%s holds this run, finished; nothing to do", run.path)
         return None
     if is_first_process():
         run.hold()
-    mixture = load_mixture(recipe.data)
+    mixture = load_images(recipe)
     if is_first_process():
         for note in mixture.notes:
             logger.info("%s", note)
@@ -87,6 +91,15 @@ def _begin(recipe: PretrainRecipe, run: RunFolder) -> Mixture | None:
     else:
         run.check(recipe, mixture.fingerprint())
     return mixture
+
+
+def load_images(recipe: PretrainRecipe) -> Mixture:
+    """The images of a recipe, without what is held out, be it for its probe; none of that was pretrained on before.
+
+    Raises:
+        CytoDinoError: They cannot be used as asked; see `load_mixture`.
+    """
+    return load_mixture(recipe.data, labelled_images(recipe), read_history(recipe.model, recipe.hub))
 
 
 def _assemble(recipe: PretrainRecipe, mixture: Mixture) -> PretrainingTrainer:
@@ -103,6 +116,7 @@ def _assemble(recipe: PretrainRecipe, mixture: Mixture) -> PretrainingTrainer:
             out_dim=recipe.objective.out_dim,
             width=model.teacher.backbone.config.hidden_size,
             device=arguments.device,
+            answers=model.watched,
         ),
         sampler=sampler,
         ids=mixture.ids,
@@ -211,6 +225,5 @@ def step_in_words(recipe: PretrainRecipe) -> str:
     local = f" and {views.local_crops} of {views.local_size_px} px" if views.local_crops else ""
     return (
         f"A step takes {training.per_device_train_batch_size} images at once, two views of {views.global_size_px} px"
-        f"{local} each (x {training.gradient_accumulation_steps} accumulated), {recipe.objective.out_dim} prototypes. "
-        "A smaller training.per_device_train_batch_size, training.activation_checkpointing or fewer prototypes help"
+        f"{local} each (x {training.gradient_accumulation_steps} accumulated), {recipe.objective.out_dim} prototypes"
     )

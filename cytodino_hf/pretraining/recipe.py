@@ -134,7 +134,8 @@ class PretrainTrainingSection(Section):
 class ProbeSection(Section):
     """A labelled set that tells, while pretraining runs, what the features are worth; null source: none.
 
-    Neighbours are looked for in its training fold, and its validation fold is scored; the test fold is never read.
+    Neighbours are looked for in its training fold, and its validation fold is scored. No fold but the training fold is
+    pretrained on.
     """
 
     source: str | None = Field(None, description="one of the sources; null: no probe")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,14 @@ from ..errors import DataError
 from ..launch import give_back_freed_memory
 from ..training.arguments import build_arguments
 from ..training.guarded_trainer import GuardedTrainer
+from .masks import masked_places
 from .model import IBotModel
-from .monitor import Monitor, refuse_collapse
+from .monitor import Monitor
 from .paces import Paces
 from .recipe import PretrainRecipe, PretrainTrainingSection
+from .remedies import PRETRAINING
+
+logger = logging.getLogger(__name__)
 
 # Keys of the training section that TrainingArguments does not know, or knows under another meaning.
 _OURS = (
@@ -51,6 +56,7 @@ class PretrainingTrainer(GuardedTrainer):
 
     loss_is_scaled_for_ga = False
     may_halve_batch = False
+    remedies = PRETRAINING
 
     def __init__(
         self,
@@ -106,6 +112,8 @@ class PretrainingTrainer(GuardedTrainer):
         output = model(
             self.normalized(inputs["global_views"]),
             inputs["masks"],
+            inputs["places"],
+            inputs["weights"],
             self.normalized(local_views) if local_views is not None else None,
             self.paces.teacher_temperature(self.state.global_step),
         )
@@ -153,16 +161,25 @@ class PretrainingTrainer(GuardedTrainer):
         return 8 * self._weights * inputs["masks"].numel()
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As Trainer's, with what the monitor saw since the last line, and the paces of the newest step."""
+        """As Trainer's, with what the monitor saw since the last line, and the paces of the newest step.
+
+        Raises:
+            CollapseError: The teacher has collapsed.
+        """
         step = self.state.global_step
-        seen = self.monitor.report(self.accelerator) if "loss" in logs else None
-        if seen is not None:
-            logs = logs | seen | self.paces.at(step - 1)
-        super().log(logs | {"seconds": round(self.seconds, 1)}, *args, **kwargs)
-        if seen is not None and self.args.device.type == "cpu":
+        # The last line of all, with the mean loss of the run, tells of the steps after the line before it.
+        is_line = "loss" in logs or ("train_loss" in logs and self.monitor.has_news)
+        seen = self.monitor.report(self.accelerator) if is_line else {}
+        paces = self.paces.at(step - 1) if is_line else {}
+        super().log(logs | seen | paces | {"seconds": round(self.seconds, 1)}, *args, **kwargs)
+        if not is_line:
+            return
+        if self.args.device.type == "cpu":
             give_back_freed_memory()  # masked patches are of another number in every step
-        if seen is not None and step >= self.recipe.training.collapse_grace * self.paces.steps:
-            refuse_collapse(seen, step)
+        if step >= self.recipe.training.collapse_grace * self.paces.steps:
+            warning = self.monitor.judge(seen, step)
+            if warning and self.is_world_process_zero():
+                logger.warning("%s", warning)
 
     def kept_tensors(self) -> dict[str, Tensor]:
         """Student, teacher and centres."""
@@ -235,10 +252,18 @@ class _Pacemaker(TrainerCallback):
 
 
 def as_batch(items: Mapping[str, Tensor] | Sequence[Any]) -> dict[str, Tensor]:
-    """A batch as `__getitems__` of the views made it."""
-    if isinstance(items, Mapping):
-        return dict(items)
-    return {name: torch.stack([torch.as_tensor(item[name]) for item in items]) for name in items[0]}
+    """A batch as `IBotModel` takes it.
+
+    Args:
+        items: Single items of a `ViewDataset`, or what its `__getitems__` gave, which is a batch already.
+
+    Returns:
+        The batch, and `places` and `weights` (masked,) of its masked patches, from `masked_places`.
+    """
+    if not isinstance(items, Mapping):
+        items = {name: torch.stack([torch.as_tensor(item[name]) for item in items]) for name in items[0]}
+    places, weights = masked_places(items["masks"].flatten(0, 1).numpy())
+    return dict(items) | {"places": torch.from_numpy(places), "weights": torch.from_numpy(weights)}
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:

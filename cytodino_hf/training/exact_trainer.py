@@ -62,10 +62,9 @@ class ExactTrainer(Trainer):
         total = sum(sum(row) for row in counts)
         for batch, row in zip(batches, counts, strict=True):
             own = row[self.args.process_index]
-            for key, value in batch.items():
-                batch[key] = value[
-                    : max(own, 1)
-                ]  # one image at least, so that all processes meet; it weighs nothing
+            if own < self._train_batch_size:  # a whole batch may also hold what is not of one image
+                kept = max(own, 1)  # one image at least, so that all processes meet; it weighs nothing
+                batch.update({key: value[:kept] for key, value in batch.items()})
             # The mean over `own` images, divided by this and averaged over the processes, is their part of the step.
             batch[_DIVISOR] = total / (own * self.args.world_size) if own else math.inf
         return batches, None

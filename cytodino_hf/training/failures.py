@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import CytoDinoError, NotEnoughMemoryError, WorkerKilledError
+from .remedies import Remedies
 
 T = TypeVar("T")
 
@@ -86,24 +87,29 @@ def deaths_noted() -> Iterator[list[str]]:
         signal.signal(signal.SIGCHLD, before)
 
 
-def named_failure(error: BaseException, sizes: str = "", deaths: Sequence[str] = ()) -> CytoDinoError | None:
+def named_failure(
+    error: BaseException, remedies: Remedies, sizes: str = "", deaths: Sequence[str] = ()
+) -> CytoDinoError | None:
     """The error a user should read instead of torch's, or None where this is no known failure of the machine.
 
     Args:
         error: What was raised.
+        remedies: What the user may change.
         sizes: What decides the memory that is needed, for the message.
         deaths: From `deaths_noted`.
     """
     if isinstance(error, CytoDinoError):
         return _as_raised_in_worker(error)
-    if killed := killed_worker(error, deaths):
+    if killed := killed_worker(error, remedies, deaths):
         return killed
     if is_out_of_memory(error):
-        return NotEnoughMemoryError(_memory_message(error, sizes))
+        return NotEnoughMemoryError(_memory_message(error, remedies, sizes))
     return None
 
 
-def killed_worker(error: BaseException, deaths: Sequence[str] = ()) -> WorkerKilledError | None:
+def killed_worker(
+    error: BaseException, remedies: Remedies, deaths: Sequence[str] = ()
+) -> WorkerKilledError | None:
     """The named error where a process that reads images was killed, or found no shared memory; else None."""
     texts = [str(one) for one in _chain(error) if isinstance(one, (RuntimeError, OSError))]
     if any(_WORKER_EXIT.search(text) for text in texts) or _lost_in_handing_over(error, deaths):
@@ -128,8 +134,7 @@ def killed_worker(error: BaseException, deaths: Sequence[str] = ()) -> WorkerKil
         )
     return WorkerKilledError(
         f"{who}. The usual cause is that the machine ran out of memory ({_host_memory()}); `dmesg` then names the "
-        "process. Set fewer training.dataloader_num_workers, data.cache 'none', or a smaller "
-        "training.dataloader_prefetch_factor. The same command goes on from the newest checkpoint."
+        f"process. {remedies.workers} The same command goes on from the newest checkpoint."
     )
 
 
@@ -206,7 +211,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
 
 
-def _memory_message(error: BaseException, sizes: str) -> str:
+def _memory_message(error: BaseException, remedies: Remedies, sizes: str) -> str:
     import torch
 
     asked = next((m for one in _chain(error) if (m := _ASKED.search(str(one)))), None)
@@ -214,12 +219,8 @@ def _memory_message(error: BaseException, sizes: str) -> str:
     on_gpu = any(isinstance(one, torch.OutOfMemoryError) or "CUDA" in str(one) for one in _chain(error))
     where = _gpu_memory() if on_gpu and torch.cuda.is_available() else _host_memory()
     needs = f" {sizes}." if sizes else ""
-    return (
-        f"not enough memory on the {'GPU' if on_gpu else 'machine'} ({where}{wanted}).{needs} Set a smaller "
-        "training.per_device_train_batch_size with as many times more gradient_accumulation_steps (the same result), "
-        "training.activation_checkpointing true, model.lora_dropout 0 or a smaller data.image_size_px; "
-        "`--dry-run` shows an estimate."
-    )
+    place = "GPU" if on_gpu else "machine"
+    return f"not enough memory on the {place} ({where}{wanted}).{needs} {remedies.memory}"
 
 
 def _gpu_memory() -> str:

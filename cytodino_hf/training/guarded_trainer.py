@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from .failures import halving
 from .guards import EvaluationGuard, NumberGuard, clip_gradients
+from .remedies import Remedies
 from .sealed_trainer import SealedTrainer
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ class GuardedTrainer(SealedTrainer):
     A subclass hands each training batch to `note_batch`. The data sets have `ids(rows)`, the batches `rows`.
     """
 
+    #: What the user may change where something goes wrong; a subclass says it in the keys of its recipe.
+    remedies: Remedies
     #: Whether an evaluation may go on with fewer pictures at once where memory does not suffice.
     may_halve_batch = True
     #: Told the evaluation batch that was too large and the next, so that a later start begins with it.
@@ -36,7 +39,9 @@ class GuardedTrainer(SealedTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.guard = NumberGuard(self.args.device, self._training_ids, self.args.world_size)
+        self.guard = NumberGuard(
+            self.args.device, self._training_ids, self.kept_tensors, self.remedies, self.args.world_size
+        )
         self._evaluation_guard = EvaluationGuard()
         self._weights: int | None = None
         self.add_callback(_BeginGuard(self))
@@ -96,7 +101,7 @@ class GuardedTrainer(SealedTrainer):
         self._evaluation_guard = EvaluationGuard()
         output = super().evaluation_loop(dataloader, description, *args, **kwargs)
         ids_of = dataloader.dataset.ids
-        self._evaluation_guard.finish("evaluation", ids_of, self.args.world_size)
+        self._evaluation_guard.finish("evaluation", ids_of, self.remedies.numbers, self.args.world_size)
         return output
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

@@ -7,7 +7,7 @@ every update while it is up, and the host reads the flag of one step while the n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,15 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BadNumbersError
+from .remedies import Remedies
 
 # Ids and parameters in a message; the file holds all.
 _SHOWN_IDS = 8
 _SHOWN_PARAMETERS = 2
-_REMEDY = (
-    "Look at these images and leave out what is no picture of a cell; or lower training.learning_rate (and "
-    "head_learning_rate), lengthen training.warmup_steps, train in float32 (`--mixed_precision no`). A changed recipe "
-    "needs another training.output_dir."
-)
 
 
 @dataclass
@@ -53,14 +49,21 @@ class NumberGuard:
     Args:
         device: Where the model computes.
         ids_of: Row numbers -> ids of training images.
+        kept: What a checkpoint holds of the model, by name: it must be finite when it is trained on or saved.
+        remedies: What the user may change.
         processes: Processes that train together; all stop at the same step.
     """
 
     def __init__(
-        self, device: torch.device, ids_of: Callable[[list[int]], list[str]], processes: int = 1
+        self,
+        device: torch.device,
+        ids_of: Callable[[list[int]], list[str]],
+        kept: Callable[[], Mapping[str, Tensor]],
+        remedies: Remedies,
+        processes: int = 1,
     ) -> None:
         self.device = device
-        self.ids_of = ids_of
+        self.ids_of, self.kept, self.remedies = ids_of, kept, remedies
         self.processes = processes
         self.model: nn.Module | None = None
         self.is_deferred = False
@@ -76,7 +79,7 @@ class NumberGuard:
         """Start to watch a training loop.
 
         Args:
-            model: Its weights must be finite now.
+            model: What trains. Its weights must be finite now.
             optimizer: torch's own or accelerate's wrapper. Of a fused one on a GPU the check is put off by one step.
             scaler: Of fp16, or None. Infinite gradients are its business: it skips the step and lowers its scale.
 
@@ -144,12 +147,12 @@ class NumberGuard:
         Raises:
             BadNumbersError: Names the first of them.
         """
-        if self.model is None or not (bad := bad_weights(self.model)):
+        if not (bad := not_finite(self.kept())):
             return
         raise BadNumbersError(
             f"{when} weights are not finite: {_some(bad, _SHOWN_PARAMETERS)}. They were not saved. The newest "
             "checkpoint is older than the damage; where the same command comes back here, start anew with a lower "
-            "training.learning_rate in another training.output_dir.",
+            f"{self.remedies.learning_rate} in another training.output_dir.",
             {"when": when, "weights": bad},
         )
 
@@ -174,7 +177,7 @@ class NumberGuard:
             gathered: list[Any] = [None] * self.processes
             torch.distributed.all_gather_object(gathered, findings)
             findings = _joined(gathered)
-        raise BadNumbersError(_message(findings), findings)
+        raise BadNumbersError(f"{_message(findings)}\n{self.remedies.numbers}", findings)
 
     def _describe(self, record: StepRecord) -> dict[str, Any]:
         batches = []
@@ -188,16 +191,16 @@ class NumberGuard:
                     "ids_with_bad_logits": [name for name, is_bad in zip(ids, bad, strict=False) if is_bad],
                 }
             )
-        norm = record.gradient_norm
+        norm, model = record.gradient_norm, self.model
         # The gradients at hand are those of the newest step.
         is_newest = record is self._records[-1]
-        model = self.model
         return {
             "step": record.step,
             "gradient_norm": _plain(norm.item()) if norm is not None else None,
             "micro_batches": batches,
             "gradients": bad_gradients(model) if model is not None and is_newest else None,
-            "weights": bad_weights(model) if model is not None else [],
+            # Not all that is kept: a moving mean takes up the bad numbers of the very step that is told of here.
+            "weights": not_finite(dict(model.named_parameters())) if model is not None else [],
         }
 
 
@@ -214,12 +217,15 @@ class EvaluationGuard:
             self._rows.append(rows)
             self._is_bad.append(~torch.isfinite(logits).flatten(1).all(1))
 
-    def finish(self, what: str, ids_of: Callable[[list[int]], list[str]], processes: int = 1) -> None:
+    def finish(
+        self, what: str, ids_of: Callable[[list[int]], list[str]], remedy: str, processes: int = 1
+    ) -> None:
         """Stop where there was any.
 
         Args:
             what: Name of the images, for the message.
             ids_of: Row numbers -> ids.
+            remedy: What the user may change.
             processes: Processes that evaluate together; all stop.
 
         Raises:
@@ -231,11 +237,16 @@ class EvaluationGuard:
             torch.distributed.all_gather_object(gathered, rows)
             rows = [row for of_rank in gathered for row in of_rank]
         if rows:
-            refuse_bad_logits(what, ids_of(sorted(set(rows))))
+            refuse_bad_logits(what, ids_of(sorted(set(rows))), remedy)
 
 
-def refuse_bad_logits(what: str, ids: Sequence[str]) -> None:
+def refuse_bad_logits(what: str, ids: Sequence[str], remedy: str) -> None:
     """Stop because some images got logits that are not finite; an arg max of them would mean nothing.
+
+    Args:
+        what: Name of the images, for the message.
+        ids: Of those.
+        remedy: What the user may change.
 
     Raises:
         BadNumbersError: Always.
@@ -243,7 +254,7 @@ def refuse_bad_logits(what: str, ids: Sequence[str]) -> None:
     count = "one image" if len(ids) == 1 else f"{len(ids)} images"
     raise BadNumbersError(
         f"{what}: the model's answer is not finite for {count}: {_some(ids)}. Nothing was chosen or "
-        f"reported by it. {_REMEDY}",
+        f"reported by it. {remedy}",
         {"evaluation": what, "ids": list(ids)},
     )
 
@@ -266,25 +277,21 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
     return norm
 
 
-def bad_weights(model: nn.Module) -> list[str]:
-    """Names of trainable weights that are not finite; one wait for the device."""
-    return _not_finite([(name, p.detach()) for name, p in model.named_parameters() if p.requires_grad])
-
-
 def bad_gradients(model: nn.Module) -> list[str]:
     """Names of parameters whose gradient is not finite; one wait for the device."""
-    return _not_finite([(name, p.grad) for name, p in model.named_parameters() if p.grad is not None])
+    return not_finite({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
 
 
-def _not_finite(tensors: list[tuple[str, Tensor]]) -> list[str]:
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of tensors with an entry that is not finite; one wait for the device."""
     # A backbone without register tokens has an empty parameter for them, and nothing has no largest magnitude.
-    tensors = [(name, tensor) for name, tensor in tensors if tensor.numel()]
-    if not tensors:
+    filled = {name: tensor.detach() for name, tensor in tensors.items() if tensor.numel()}
+    if not filled:
         return []
     # The largest magnitude is not finite where any entry is not.
-    norms = torch.stack([norm.float() for norm in torch._foreach_norm([t for _, t in tensors], math.inf)])
+    norms = torch.stack([norm.float() for norm in torch._foreach_norm(list(filled.values()), math.inf)])
     finite = torch.isfinite(norms).tolist()
-    return [name for (name, _), is_finite in zip(tensors, finite, strict=True) if not is_finite]
+    return [name for name, is_finite in zip(filled, finite, strict=True) if not is_finite]
 
 
 def _joined(findings: list[dict[str, Any]]) -> dict[str, Any]:
@@ -317,7 +324,7 @@ def _message(findings: dict[str, Any]) -> str:
         lines.append(
             f"weights not finite, from an earlier step: {_some(findings['weights'], _SHOWN_PARAMETERS)}"
         )
-    return "\n".join([*lines, _REMEDY])
+    return "\n".join(lines)
 
 
 def _short(value: float | str | None) -> str:

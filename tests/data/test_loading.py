@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from cytodino_hf.cli import main
 from cytodino_hf.data.images import read_rgb
-from cytodino_hf.data.loading import load_split
+from cytodino_hf.data.loading import load_split, refuse_too_many_rejected
 from cytodino_hf.data.pictures import pictures_of
 from cytodino_hf.errors import DataError
 from cytodino_hf.evaluation.predictions import Predictions
@@ -105,6 +105,13 @@ def test_too_many_bad_files_stop_the_run_before_it_begins(
     assert not (tmp_path / "run" / "recipe.json").exists()
     allowed = tiny_recipe(clean, tmp_path / "run", data={"max_rejected_share": 2 / 26})
     assert [image.path for image in loaded(allowed).images.rejected] == ["BLA/a.jpg", "LYT/b.jpg"]
+
+
+def test_the_key_of_a_share_is_the_callers(clean: Path, tiny_recipe: Recipes, tmp_path: Path) -> None:
+    (clean / "BLA/a.jpg").write_bytes(b"")
+    images = loaded(tiny_recipe(clean, tmp_path / "run", data={"max_rejected_share": 1.0})).images
+    with pytest.raises(DataError, match=r"more than data\.sources\.cells\.max_rejected_share 0\.01 allows"):
+        refuse_too_many_rejected(images, 0.01, "data.sources.cells.max_rejected_share")
 
 
 def test_files_left_out_on_purpose_do_not_count(clean: Path, tiny_recipe: Recipes, tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ import torch
 
 from cytodino_hf.pretraining.losses import (
     TeacherTargets,
+    answers_in_sum,
     cls_loss,
-    entropy,
     koleo_loss,
     patch_loss,
     sinkhorn,
 )
+from cytodino_hf.pretraining.masks import masked_places
 from cytodino_hf.pretraining.recipe import ObjectiveSection, objective_contradictions
 
 Array = np.ndarray
@@ -124,6 +125,31 @@ def test_targets_are_float32_under_autocast_and_need_no_gradient() -> None:
         assert not found.requires_grad
 
 
+@pytest.mark.parametrize("centering", ["centre", "sinkhorn", "none"])
+def test_rows_that_fill_up_change_nothing_for_the_others(centering: str) -> None:
+    """Half of the rows are there to fill up, and lie where they would move every mean and every share."""
+    is_row = torch.tensor([1.0, 0, 1, 1, 0, 0, 1, 0])
+    plain, filled = targets(centering).train(), targets(centering).train()
+    for step in range(3):
+        logits = tensor(waves(8, 6, pace=0.3 + step))
+        logits[is_row == 0] = 1.0
+        found = filled(logits, 0.1, is_row)
+        assert bool(found.isfinite().all())
+        torch.testing.assert_close(found[is_row > 0], plain(logits[is_row > 0], 0.1))
+        if centering == "centre":
+            torch.testing.assert_close(filled.centre, plain.centre)
+
+
+@pytest.mark.parametrize("centering", ["centre", "sinkhorn"])
+def test_nothing_but_rows_that_fill_up(centering: str) -> None:
+    layer = targets(centering).train()
+    layer(tensor(waves(5, 6)), 0.05)
+    before = [buffer.clone() for buffer in layer.buffers()]
+    found = layer(tensor(waves(4, 6, pace=0.2)), 0.05, torch.zeros(4))
+    assert bool(found.isfinite().all())
+    assert all(torch.equal(old, new) for old, new in zip(before, layer.buffers(), strict=True))
+
+
 # -- losses
 
 
@@ -151,13 +177,14 @@ def test_patch_loss_is_the_mean_of_each_view_over_all_views() -> None:
     student, answers = waves(8, 6), softmax(waves(8, 6, pace=1.7) / 0.1)
     each = [cross_entropy(p, s, 0.1) for p, s in zip(answers, student, strict=True)]
     expected = (np.mean(each[0:2]) + 0 + np.mean(each[2:3]) + np.mean(each[3:8])) / 4
-    found = patch_loss(tensor(student), tensor(answers), torch.tensor(masks), 0.1)
+    weights = torch.tensor(masked_places(masks)[1][:8])
+    found = patch_loss(tensor(student), tensor(answers), weights, 0.1)
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_patch_loss_without_masks_is_zero_with_a_gradient() -> None:
     student = torch.empty(0, 6, requires_grad=True)
-    loss = patch_loss(student, torch.empty(0, 6), torch.zeros(4, 5, dtype=torch.bool), 0.1)
+    loss = patch_loss(student, torch.empty(0, 6), torch.empty(0), 0.1)
     loss.backward()
     assert loss.item() == 0
     assert student.grad is not None
@@ -167,7 +194,7 @@ def test_gradients_are_softmax_minus_target() -> None:
     """d cross-entropy / d logits = (softmax(s / t) - p) / t."""
     student, answers = waves(3, 6), softmax(waves(3, 6, pace=1.7) / 0.1)
     logits = tensor(student).requires_grad_()
-    patch_loss(logits, tensor(answers), torch.ones(1, 3, dtype=torch.bool), 0.1).backward()
+    patch_loss(logits, tensor(answers), torch.full((3,), 1 / 3), 0.1).backward()
     expected = (softmax(student / 0.1) - answers) / 0.1 / 3
     assert logits.grad is not None
     np.testing.assert_allclose(logits.grad.numpy(), expected, atol=1e-5)
@@ -177,9 +204,7 @@ def test_losses_of_bfloat16_logits_are_computed_in_float32() -> None:
     student, answers = tensor(waves(4, 2, 6)).bfloat16(), tensor(softmax(waves(4, 2, 6, pace=1.7) / 0.1))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cls = cls_loss(student, answers, 0.1)
-        patch = patch_loss(
-            student.flatten(0, 1), answers.flatten(0, 1), torch.ones(2, 4, dtype=torch.bool), 0.1
-        )
+        patch = patch_loss(student.flatten(0, 1), answers.flatten(0, 1), torch.full((8,), 1 / 8), 0.1)
         koleo = koleo_loss(student.flatten(1))
     assert {loss.dtype for loss in (cls, patch, koleo)} == {torch.float32}
     assert cls.item() == cls_loss(student.float(), answers, 0.1).item()
@@ -205,11 +230,20 @@ def test_koleo_of_one_picture_is_zero_and_of_two_alike_is_finite() -> None:
     assert bool(alike.grad.isfinite().all())
 
 
-def test_entropy_runs_from_sure_to_log_of_the_prototypes() -> None:
-    assert entropy(torch.eye(4)).item() == 0
-    assert entropy(torch.full((3, 4), 0.25)).item() == pytest.approx(np.log(4))
-    p = softmax(waves(3, 5))
-    assert entropy(tensor(p)).item() == pytest.approx(-(p * np.log(p)).sum(axis=1).mean(), rel=1e-5)
+def test_answers_in_sum() -> None:
+    p = softmax(waves(5, 6))
+    entropies = -(p * np.log(p)).sum(axis=1)
+    np.testing.assert_allclose(
+        answers_in_sum(tensor(p)).numpy(), [*p.sum(axis=0), entropies.sum(), 5], rtol=1e-5
+    )
+    rows = [0, 2]
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # in float32 all the same
+        found = answers_in_sum(tensor(p), torch.tensor([1.0, 0, 1, 0, 0]))
+    np.testing.assert_allclose(found.numpy(), [*p[rows].sum(axis=0), entropies[rows].sum(), 2], rtol=1e-5)
+    sure = answers_in_sum(torch.eye(4))
+    assert sure[-2].item() == 0
+    alike = answers_in_sum(torch.full((3, 4), 0.25))
+    assert alike[-2].item() == pytest.approx(3 * np.log(4))
 
 
 # -- several processes

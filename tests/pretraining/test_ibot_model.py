@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
 from transformers import (
     Dinov2Config,
@@ -23,8 +24,10 @@ from transformers import (
 )
 
 from cytodino_hf.errors import BackboneUnavailableError
-from cytodino_hf.pretraining.losses import cls_loss, koleo_loss, patch_loss
-from cytodino_hf.pretraining.model import DropPath, IBotModel, IBotOutput
+from cytodino_hf.memory import remember_positions
+from cytodino_hf.pretraining.losses import answers_in_sum, cls_loss, koleo_loss, patch_loss
+from cytodino_hf.pretraining.masks import masked_places
+from cytodino_hf.pretraining.model import DropPath, IBotModel, IBotOutput, watched_answers
 from cytodino_hf.pretraining.recipe import ObjectiveSection
 
 SIZES: dict[str, Any] = {
@@ -53,12 +56,16 @@ def batch(images: int = 3, masked: bool = True, local: bool = False) -> dict[str
     masks = torch.zeros(images, 2, 16, dtype=torch.bool)
     if masked:
         masks[0, 1, 2:7] = masks[-1, 0, 3] = True
-    return {
+    return with_places(masks) | {
         "global_views": torch.randn(images, 2, 3, 32, 32, generator=generator),
-        "masks": masks,
         "local_views": torch.randn(images, 4, 3, 16, 16, generator=generator) if local else None,
         "teacher_temperature": 0.05,
     }
+
+
+def with_places(masks: Tensor) -> dict[str, Tensor]:
+    places, weights = masked_places(masks.flatten(0, 1).numpy())
+    return {"masks": masks, "places": torch.from_numpy(places), "weights": torch.from_numpy(weights)}
 
 
 def part_of(output: IBotOutput, name: str) -> float:
@@ -125,9 +132,9 @@ def test_the_loss_is_put_together_from_what_each_sees(kind: str) -> None:
         logits.append(torch.stack(heads))
         answers.append(torch.stack(said))
     cls = cls_loss(torch.stack(logits), (torch.stack(answers) / 0.05).softmax(-1), 0.1)
-    patch = patch_loss(
-        torch.cat(patches), (torch.cat(patch_answers) / 0.05).softmax(-1), given["masks"].flatten(0, 1), 0.1
-    )
+    # Five patches of one view, one of another, of six views.
+    weights = torch.tensor([1 / 30] * 5 + [1 / 6])
+    patch = patch_loss(torch.cat(patches), (torch.cat(patch_answers) / 0.05).softmax(-1), weights, 0.1)
     koleo = koleo_loss(torch.stack(features[0::2])) + koleo_loss(torch.stack(features[1::2]))
     output = model(**given)
     assert part_of(output, "cls") == pytest.approx(cls.item(), rel=1e-4)
@@ -135,6 +142,11 @@ def test_the_loss_is_put_together_from_what_each_sees(kind: str) -> None:
     assert part_of(output, "koleo") == pytest.approx(koleo.item(), rel=1e-3)
     assert output.loss.item() == pytest.approx((2 * cls + 0.7 * patch + 0.3 * koleo).item(), rel=1e-4)
     torch.testing.assert_close(output.teacher_features, torch.stack(seen), atol=1e-5, rtol=1e-4)
+    said = {"cls": torch.cat(answers), "patch": torch.cat(patch_answers)}
+    assert output.said.keys() == said.keys()
+    for name, found in output.said.items():
+        wanted = answers_in_sum((said[name] / 0.05).softmax(-1))
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_masks_hide_patches_from_the_student_only() -> None:
@@ -235,13 +247,65 @@ def test_checkpointing_changes_no_gradient() -> None:
         torch.testing.assert_close(own, other)
 
 
+@pytest.mark.parametrize("centering", ["centre", "sinkhorn", "none"])
+def test_no_size_depends_on_values(centering: str) -> None:
+    """Tensors without content, as a GPU's are to a host that does not wait: torch raises where a value counts."""
+    model = ibot(centering=centering, koleo_weight=0.1, separate_patch_head=True)
+    remember_positions(model.student.backbone, 32)
+    remember_positions(model.student.backbone, 16)
+    given = batch(local=True)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+        fake = {n: mode.from_tensor(v) if isinstance(v, Tensor) else v for n, v in given.items()}
+        output = model(**fake)
+        output.loss.backward()
+        model.update_teacher(0.9)
+    assert [tuple(said.shape) for said in output.said.values()] == [(14,), (14,)]
+
+
+@pytest.mark.parametrize("centering", ["centre", "sinkhorn"])
+def test_rows_that_fill_up_leave_no_trace(centering: str) -> None:
+    """The same step with the masked patches alone and filled up to 256: loss, sums, gradients, centres."""
+    given = batch()
+    masked = int(given["masks"].sum())
+    assert len(given["places"]) == 256 > masked
+    bare = given | {"places": given["places"][:masked], "weights": given["weights"][:masked]}
+    found = []
+    for one in (bare, given):
+        model = ibot(centering=centering, separate_patch_head=True, drop_path=0.0)
+        model.student.backbone.config.pos_embed_rescale = None
+        output = model(**one)
+        output.loss.backward()
+        gradients = [p.grad for p in model.student.parameters()]
+        found.append([output.loss, *output.said.values(), *gradients, *model.patch_targets.buffers()])
+    for alone, filled in zip(*found, strict=True):
+        torch.testing.assert_close(filled, alone, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({}, ("cls",)),
+        ({"separate_patch_head": True}, ("cls", "patch")),
+        ({"separate_patch_head": True, "patch_weight": 0.0}, ("cls",)),
+        ({"separate_patch_head": True, "mask_probability": 0.0}, ("cls",)),
+        ({"cls_weight": 0.0}, ("patch",)),
+    ],
+)
+def test_answers_are_watched_where_the_loss_trains_them(
+    options: dict[str, Any], wanted: tuple[str, ...]
+) -> None:
+    assert watched_answers(ObjectiveSection(**options)) == wanted
+
+
 def two_steps(model: torch.nn.Module, rows: slice) -> dict[str, np.ndarray]:
     """Gradients of the second of two steps: one without any mask, one with masks on the last pictures only."""
     for masked in (False, True):
         given = batch(images=4, masked=False, local=True)
         given["masks"][3, :, 2:5] = masked
         model.zero_grad(set_to_none=True)
-        model(**{n: v[rows] if isinstance(v, Tensor) else v for n, v in given.items()}).loss.backward()
+        given = {n: v[rows] if isinstance(v, Tensor) else v for n, v in given.items()}
+        model(**given | with_places(given["masks"])).loss.backward()
     return {
         name.removeprefix("module."): p.grad.numpy().copy()
         for name, p in model.named_parameters()
@@ -294,12 +358,14 @@ def entropies(centering: str, seed: int = 0, steps: int = 30) -> tuple[float, fl
     pictures = torch.randn(32, 1, 3, 16, 16)
     for _ in range(steps):
         views = pictures + 0.3 * torch.randn(32, 2, 3, 16, 16)
-        output = model(views, torch.rand(32, 2, 4) < 0.3, None, 0.04)
+        given = with_places(torch.rand(32, 2, 4) < 0.3)
+        output = model(views, **given, local_views=None, teacher_temperature=0.04)
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()
         model.update_teacher(0.9)
-    return output.teacher_entropy.item(), output.prototype_entropy.item()
+    said = output.said["cls"]
+    return (said[-2] / said[-1]).item(), torch.special.entr(said[:-2] / said[-1]).sum().item()
 
 
 def test_the_teacher_collapses_without_centring_and_not_with_it() -> None:

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from cytodino_hf.pretraining.masks import BlockMasks, block_mask
+from cytodino_hf.pretraining.masks import BlockMasks, block_mask, filled_up, masked_places
 from cytodino_hf.pretraining.recipe import ObjectiveSection, objective_contradictions
 
 
@@ -136,3 +136,26 @@ def test_masks_that_cannot_be_are_named(values: dict, named: str) -> None:
     assert len(problems) == 1
     assert problems[0].startswith(f"objective.{named} = ")
     assert objective_contradictions(ObjectiveSection()) == []
+
+
+def test_places_and_weights_of_masked_patches() -> None:
+    masks = np.zeros((4, 5), dtype=bool)
+    masks[0, [0, 3]] = masks[2, [1]] = masks[3, :] = True  # view 1 has no mask
+    places, weights = masked_places(masks)
+    assert places[:8].tolist() == [0, 3, 11, 15, 16, 17, 18, 19]
+    assert weights[:8] == pytest.approx([1 / 8] * 2 + [1 / 4] + [1 / 20] * 5)
+    assert len(places) == len(weights) == 256
+    assert not places[8:].any()
+    assert not weights[8:].any()
+    assert places.dtype == np.int64
+    assert weights.dtype == np.float32
+    nothing = masked_places(np.zeros((4, 5), dtype=bool))
+    assert [len(values) for values in nothing] == [256, 256]
+    assert not any(values.any() for values in nothing)
+
+
+@pytest.mark.parametrize(("masked", "rows"), [(0, 256), (1, 256), (256, 256), (257, 512), (1000, 1024)])
+def test_rows_are_filled_up_to_whole_blocks(masked: int, rows: int) -> None:
+    assert filled_up(masked) == rows
+    masks = np.arange(1200).reshape(2, 600) < masked
+    assert len(masked_places(masks)[0]) == rows

@@ -16,15 +16,17 @@ from safetensors.torch import load_file
 
 from cytodino_hf.cli import main
 from cytodino_hf.data.loading import load_split
-from cytodino_hf.errors import BadNumbersError, CollapseError, DataError, NotEnoughMemoryError
+from cytodino_hf.errors import BadNumbersError, CollapseError, NotEnoughMemoryError
 from cytodino_hf.model_builder import build_config, build_model
-from cytodino_hf.pretraining.backbone_folder import origin, write_teacher
+from cytodino_hf.files import without_places
+from cytodino_hf.pretraining.backbone_folder import write_teacher
 from cytodino_hf.pretraining.curves import draw_pretraining
-from cytodino_hf.pretraining.mixture import load_mixture
+from cytodino_hf.pretraining.labelled import labelled_images
 from cytodino_hf.pretraining.model_card import card
-from cytodino_hf.pretraining.neighbour_probe import build_probe, labelled_images
-from cytodino_hf.pretraining.pretrain import build_ibot, pretrain
-from cytodino_hf.pretraining.recipe import PretrainModelSection, load_pretrain_recipe, parse_pretrain_recipe
+from cytodino_hf.pretraining.neighbour_probe import build_probe
+from cytodino_hf.pretraining.planning import estimate_pretraining
+from cytodino_hf.pretraining.pretrain import build_ibot, load_images, pretrain
+from cytodino_hf.pretraining.recipe import load_pretrain_recipe, parse_pretrain_recipe
 from cytodino_hf.pretraining.trainer import PretrainingTrainer
 from cytodino_hf.recipe import parse_recipe
 
@@ -115,7 +117,8 @@ def test_the_record(finished: Path) -> None:
     assert training["images_seen"] == 6 * 4
     assert training["seconds"] > 0
     assert training["learning_rate"] == pytest.approx(0.05 * 4 / 256)
-    assert kept["recipe"] == load_pretrain_recipe(finished / "recipe.json").to_dict()
+    assert kept["recipe"] == without_places(load_pretrain_recipe(finished / "recipe.json").to_dict())
+    assert str(finished.parent) not in json.dumps(kept)
     assert kept["environment"]["packages"]["torch"]
     log = training["log_history"]
     assert [row["step"] for row in log if "loss" in row] == [2, 4, 6]
@@ -151,20 +154,6 @@ def test_the_card_of_a_continued_backbone_names_its_licence(finished: Path) -> N
     assert "license" not in card(record(finished)).partition("# A backbone")[0]
 
 
-def test_the_origin_of_a_continued_backbone(finished: Path) -> None:
-    assert origin(PretrainModelSection(backbone_config={}), None) is None
-    found = origin(PretrainModelSection(backbone=str(finished / "backbone")), None)
-    kept = record(finished)
-    assert found == {
-        "name": "backbone", "images": kept["images"], "weights_sha256": kept["weights_sha256"], "origin": None,
-    }  # fmt: skip
-    assert (
-        hashlib.sha256((finished / "backbone" / "model.safetensors").read_bytes()).hexdigest()
-        == kept["weights_sha256"]
-    )
-    assert card(kept | {"origin": found}).count("| cells |") == 2
-
-
 def test_a_finished_run_is_left_as_it_is(finished: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = (finished / "backbone" / "pretraining.json").stat().st_mtime_ns
     pretrain(load_pretrain_recipe(finished / "recipe.json"))
@@ -175,7 +164,7 @@ def test_a_finished_run_is_left_as_it_is(finished: Path, caplog: pytest.LogCaptu
 def test_the_probe_says_what_neighbours_say(finished: Path) -> None:
     """By hand: CLS features of both folds, cosine, the vote of the nearest one."""
     recipe = load_pretrain_recipe(finished / "recipe.json")
-    probe = build_probe(recipe, load_mixture(recipe.data))
+    probe = build_probe(recipe, load_images(recipe))
     assert probe is not None
     backbone = build_ibot(recipe).teacher.backbone
 
@@ -276,13 +265,19 @@ def test_position_jitter(
     assert config["pos_embed_rescale"] == 2.0
 
 
-def test_the_probe_scores_nothing_that_is_pretrained_on(
+def test_without_a_probe_none_is_counted(
     images: Path, tiny_pretraining: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
+    """Its pictures are far more than those of a step here."""
     document = tiny_pretraining(images, tmp_path / "run")
-    document["data"]["sources"]["cells"]["split"] = None
-    with pytest.raises(DataError, match=r"3 images that the probe scores are pretrained on.*hold_out"):
-        pretrain(parse_pretrain_recipe(document, source="test"))
+    document["probe"]["image_size_px"] = 64
+    with_probe = estimate_pretraining(parse_pretrain_recipe(document, source="test"))
+    document["probe"]["source"] = None
+    without = estimate_pretraining(parse_pretrain_recipe(document, source="test"))
+    assert with_probe.evaluation - without.evaluation > 128 * 3 * 64 * 64 * 4
+    assert without.evaluation < 1000  # the means of the teacher's answers, which are no parameters
+    assert (without.activations, without.weights) == (with_probe.activations, with_probe.weights)
+    assert without.on_cpu < with_probe.on_cpu
 
 
 def test_bad_numbers_stop_it_and_leave_the_last_good_backbone(
@@ -301,8 +296,9 @@ def test_bad_numbers_stop_it_and_leave_the_last_good_backbone(
         return found.fill_(float("nan")) if trainer.state.global_step == 2 else found
 
     monkeypatch.setattr(PretrainingTrainer, "normalized", spoilt)
-    with pytest.raises(BadNumbersError, match=r"step 3: .*\n.*cells/"):
+    with pytest.raises(BadNumbersError, match=r"step 3: .*\n.*cells/") as caught:
         pretrain(parse_pretrain_recipe(document, source="test"))
+    assert "lower training.base_learning_rate" in str(caught.value)
     AutoModel.from_pretrained(tmp_path / "run" / "last-good")
 
 
@@ -317,5 +313,7 @@ def test_too_little_memory_is_named(
 
     monkeypatch.setattr(PretrainingTrainer, "compute_loss", fails)
     document = tiny_pretraining(images, tmp_path / "run", probe={"source": None})
-    with pytest.raises(NotEnoughMemoryError, match="4 images at once, two views of 32 px"):
+    with pytest.raises(NotEnoughMemoryError, match="4 images at once, two views of 32 px") as caught:
         pretrain(parse_pretrain_recipe(document, source="test"))
+    for key, is_ours in {"objective.out_dim": True, "data.image_size_px": False, "lora": False}.items():
+        assert (key in str(caught.value)) == is_ours

@@ -104,6 +104,7 @@ def test_two_processes_train_as_one(runs: Runs) -> None:
         names = [name for name in wanted if name.startswith(f"{part}.")]
         ours, theirs = (torch.cat([kept[name].flatten() for name in names]) for kept in (found, wanted))
         assert (ours - theirs).norm() <= 1e-4 * theirs.norm(), part
+    keys = {"loss", "loss_cls", "loss_patch", "grad_norm", "teacher_entropy", "information"}
     for row, other in zip(log_of(two), log_of(one), strict=True):
-        for key in {"loss", "loss_cls", "loss_patch", "grad_norm", "teacher_entropy"} & set(other):
+        for key in keys & set(other):
             assert row[key] == pytest.approx(other[key], rel=1e-4), key

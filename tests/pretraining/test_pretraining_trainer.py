@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,21 @@ import numpy as np
 import pytest
 import torch
 
-from cytodino_hf.errors import DataError
+from cytodino_hf.errors import BadNumbersError, CollapseError, DataError
 from cytodino_hf.pretraining import pretrain as module
 from cytodino_hf.pretraining.mixture import load_mixture
 from cytodino_hf.pretraining.model import IBotModel
+from cytodino_hf.pretraining.monitor import Monitor
 from cytodino_hf.pretraining.paces import Paces
 from cytodino_hf.pretraining.recipe import (
     ObjectiveSection,
     PretrainTrainingSection,
     parse_pretrain_recipe,
 )
-from cytodino_hf.pretraining.trainer import PretrainingTrainer, WholeBatches, parameter_groups
+from cytodino_hf.pretraining.remedies import PRETRAINING
+from cytodino_hf.pretraining.trainer import PretrainingTrainer, WholeBatches, as_batch, parameter_groups
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -165,16 +170,79 @@ def test_every_step_has_a_whole_batch() -> None:
         WholeBatches(Draws(), 16)
 
 
-@pytest.mark.parametrize("rows", [0, 1, 255, 256, 300])
-def test_patches_fill_up_to_whole_blocks_without_a_trace(
-    assembled: Callable[..., PretrainingTrainer], rows: int
+def test_a_batch_knows_its_masked_patches(assembled: Callable[..., PretrainingTrainer]) -> None:
+    data = assembled(objective={"out_dim": 32, "mask_probability": 1.0}).train_dataset
+    keys = [(0, 0, 0), (1, 0, 1)]
+    made = as_batch(data.__getitems__(keys))
+    masks = made["masks"].flatten()
+    rows = int(masks.sum())
+    assert made["places"][:rows].tolist() == masks.nonzero().flatten().tolist()
+    assert made["weights"].sum().item() == pytest.approx(1.0)  # every view has a mask
+    stacked = as_batch([data[key] for key in keys])
+    assert all(torch.equal(stacked[name], made[name]) for name in made)
+
+
+class Shown:
+    """A monitor that has seen what a test says, line by line."""
+
+    has_news = True
+
+    def __init__(self, *lines: dict[str, float]) -> None:
+        self.lines, self.monitor = list(lines), Monitor(out_dim=2, width=2, device=CPU, answers=["cls"])
+        self.judge = self.monitor.judge
+
+    def report(self, accelerator: Any) -> dict[str, float]:
+        return self.lines.pop(0)
+
+
+def test_two_bad_lines_stop_it_and_the_grace_is_kept(
+    assembled: Callable[..., PretrainingTrainer], caplog: pytest.LogCaptureFixture
 ) -> None:
-    student = assembled().ibot.student
-    tokens = torch.randn(rows, 32, requires_grad=True)
-    weight = student.patch_head.last_layer.weight
-    found, wanted = student.patch_logits(tokens), student.patch_head(tokens)
-    torch.testing.assert_close(found, wanted)
-    gradients = [torch.autograd.grad(logits.square().sum(), (tokens, weight)) for logits in (found, wanted)]
-    for ours, theirs in zip(*gradients, strict=True):
-        assert torch.isfinite(ours).all()
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    trainer = assembled(training={"max_steps": 10, "collapse_grace": 0.5, "output_dir": "unused"})
+    bad = {"teacher_entropy": 0.01, "information": 0.001, "feature_rank": 9.0}
+    good = bad | {"information": 0.2}
+    trainer._total_loss_scalar = 0.0
+    trainer.monitor = Shown(bad, bad, bad, good, bad, bad)  # type: ignore[assignment]
+    for step in (1, 4, 5, 6, 9):
+        trainer.state.global_step = step
+        trainer.log({"loss": 1.0})
+        trainer.log({"knn": 1.0})  # no line of the training
+    assert [record.message.split(" the")[0] for record in caplog.records if "may have" in record.message] == [
+        "after step 5", "after step 9"
+    ]  # fmt: skip
+    trainer.state.global_step = 10
+    with pytest.raises(CollapseError, match="after step 10"):
+        trainer.log({"train_loss": 1.0})  # what Trainer logs at the end: of the steps after the last line
+    assert trainer.state.log_history[-1]["information"] == 0.001
+
+
+def test_a_run_that_ended_with_a_line_tells_nothing_twice(
+    assembled: Callable[..., PretrainingTrainer],
+) -> None:
+    trainer = assembled()
+    trainer.state.global_step, trainer._total_loss_scalar = 6, 0.0
+    trainer.log({"train_loss": 1.0})
+    assert "feature_rank" not in trainer.state.log_history[-1]
+
+
+@pytest.mark.parametrize("where", ["teacher.backbone.embeddings.cls_token", "patch_targets.centre"])
+def test_bad_numbers_of_teacher_and_centres_are_not_saved(
+    assembled: Callable[..., PretrainingTrainer], where: str
+) -> None:
+    trainer = assembled()
+    trainer.guard.check_weights("now")
+    trainer.kept_tensors()[where].flatten()[0] = float("nan")
+    with pytest.raises(BadNumbersError, match=where) as caught:
+        trainer._save_checkpoint(trainer.model, None)
+    assert "lower training.base_learning_rate" in str(caught.value)
+    with pytest.raises(BadNumbersError, match="start of training"):
+        trainer.train()
+
+
+def test_remedies_name_keys_that_a_pretraining_recipe_has(
+    assembled: Callable[..., PretrainingTrainer],
+) -> None:
+    recipe = assembled().recipe.to_dict()
+    for text in vars(PRETRAINING).values():
+        for section, key in re.findall(r"\b(data|views|model|objective|training)\.(\w+)", text):
+            assert key in recipe[section], f"{section}.{key}"

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cytodino_hf.errors import CytoDinoError, DataError, NotEnoughMemoryError, WorkerKilledError
 from cytodino_hf.training.failures import deaths_noted, drop_frames, halving, is_out_of_memory, named_failure
+from cytodino_hf.training.remedies import FINE_TUNING
 
 TOO_MUCH = 1 << 50  # bytes; more than any address space of today grants
 
@@ -38,7 +39,7 @@ def raised(work: Any) -> BaseException:
 def test_memory_that_does_not_suffice_gets_its_name(work: Any) -> None:
     error = raised(work)
     assert is_out_of_memory(error)
-    named = named_failure(error, "A step takes 16 pictures of 256 px at once")
+    named = named_failure(error, FINE_TUNING, "A step takes 16 pictures of 256 px at once")
     assert isinstance(named, NotEnoughMemoryError)
     text = str(named)
     assert "not enough memory on the machine" in text
@@ -61,7 +62,7 @@ def test_memory_that_does_not_suffice_gets_its_name(work: Any) -> None:
     ids=lambda error: type(error).__name__,
 )  # fmt: skip
 def test_other_allocators_are_understood_too(error: BaseException) -> None:
-    assert isinstance(named_failure(error), NotEnoughMemoryError)
+    assert isinstance(named_failure(error, FINE_TUNING), NotEnoughMemoryError)
     outer = RuntimeError("while training")
     outer.__cause__ = error
     assert is_out_of_memory(outer)
@@ -69,15 +70,15 @@ def test_other_allocators_are_understood_too(error: BaseException) -> None:
 
 def test_the_amount_asked_for_and_the_device_are_named() -> None:
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has ...")
-    assert "2.5 GiB more were asked for" in str(named_failure(error))
-    assert "on the GPU" in str(named_failure(error))
+    assert "2.5 GiB more were asked for" in str(named_failure(error, FINE_TUNING))
+    assert "on the GPU" in str(named_failure(error, FINE_TUNING))
 
 
 @pytest.mark.parametrize(
     "error", [ValueError("out of memory lane"), RuntimeError("shapes differ"), KeyError("x")]
 )
 def test_other_errors_keep_their_own_face(error: Exception) -> None:
-    assert named_failure(error) is None
+    assert named_failure(error, FINE_TUNING) is None
     assert not is_out_of_memory(error)
 
 
@@ -114,7 +115,7 @@ def exhaust() -> None:
 def failure_in_worker(deed: Any) -> tuple[BaseException, CytoDinoError | None]:
     with deaths_noted() as deaths:
         error = raised(lambda: list(DataLoader(Worker(deed), num_workers=1)))
-        named = named_failure(error, deaths=deaths)
+        named = named_failure(error, FINE_TUNING, deaths=deaths)
         drop_frames(error)  # else torch would tell the death again in another test
         return error, named
 
@@ -132,11 +133,13 @@ def test_a_killed_worker_is_named_with_pid_signal_and_remedy() -> None:
 
 def test_a_worker_that_dies_while_it_hands_a_picture_over_is_a_killed_worker_too() -> None:
     death = "DataLoader worker (pid 41) is killed by signal: Killed. "
-    named = named_failure(ConnectionResetError(104, "Connection reset by peer"), deaths=[death])
+    named = named_failure(ConnectionResetError(104, "Connection reset by peer"), FINE_TUNING, deaths=[death])
     assert isinstance(named, WorkerKilledError)
     assert "pid 41" in str(named)
-    assert named_failure(ConnectionResetError(104, "Connection reset by peer"), deaths=[]) is None
-    assert named_failure(ValueError("of another kind"), deaths=[death]) is None
+    assert (
+        named_failure(ConnectionResetError(104, "Connection reset by peer"), FINE_TUNING, deaths=[]) is None
+    )
+    assert named_failure(ValueError("of another kind"), FINE_TUNING, deaths=[death]) is None
 
 
 def test_while_deaths_are_noted_none_is_raised_out_of_the_blue() -> None:
@@ -148,7 +151,7 @@ def test_while_deaths_are_noted_none_is_raised_out_of_the_blue() -> None:
         error = raised(loader.__next__)
         del loader
         drop_frames(error)
-    named = named_failure(error, deaths=deaths)
+    named = named_failure(error, FINE_TUNING, deaths=deaths)
     assert "SIGKILL" in str(named)
 
 
@@ -162,7 +165,7 @@ def test_while_deaths_are_noted_none_is_raised_out_of_the_blue() -> None:
     ],
 )
 def test_full_shared_memory_is_told_from_full_memory(text: str) -> None:
-    named = named_failure(RuntimeError(text))
+    named = named_failure(RuntimeError(text), FINE_TUNING)
     assert isinstance(named, WorkerKilledError)
     assert "Shared memory is full" in str(named)
     assert "--shm-size" in str(named)
@@ -174,7 +177,7 @@ def test_a_data_error_in_a_worker_keeps_its_message_and_type() -> None:
     assert "Traceback" in str(error)
     assert type(named) is DataError
     assert str(named) == "cell-3.png: cannot be read\n  (as the system says)"
-    assert named_failure(DataError("of this process")) is None
+    assert named_failure(DataError("of this process"), FINE_TUNING) is None
 
 
 def test_lack_of_memory_in_a_worker_is_lack_of_memory() -> None:

@@ -27,10 +27,11 @@ from cytodino_hf.training.guards import (
     EvaluationGuard,
     NumberGuard,
     bad_gradients,
-    bad_weights,
     clip_gradients,
+    not_finite,
     suspects_first,
 )
+from cytodino_hf.training.remedies import FINE_TUNING
 from cytodino_hf.training.sealed_trainer import WEIGHTS
 
 CPU = torch.device("cpu")
@@ -42,7 +43,7 @@ def ids_of(rows: list[int]) -> list[str]:
 
 
 def begun(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any = None) -> NumberGuard:
-    guard = NumberGuard(CPU, ids_of)
+    guard = NumberGuard(CPU, ids_of, lambda: dict(model.named_parameters()), FINE_TUNING)
     guard.begin(model, optimizer, scaler)
     return guard
 
@@ -157,38 +158,49 @@ def test_clipping_is_that_of_torch_and_leaves_bad_gradients_to_be_found(model: n
 
 
 def test_bad_weights_are_neither_trained_on_nor_saved(model: nn.Linear) -> None:
-    assert bad_weights(model) == []
     guard = begun(model, torch.optim.SGD(model.parameters(), 0.1))
+    guard.check_weights("after step 6")
     with torch.no_grad():
         model.weight[0, 0] = NAN
         model.bias[1] = -INF
-    assert bad_weights(model) == ["weight", "bias"]
-    with pytest.raises(BadNumbersError, match=r"after step 7 weights are not finite: weight, bias\."):
+    with pytest.raises(
+        BadNumbersError, match=r"after step 7 weights are not finite: weight, bias\."
+    ) as caught:
         guard.check_weights("after step 7")
+    assert "lower training.learning_rate" in str(caught.value)
     with pytest.raises(BadNumbersError, match="start of training"):
         begun(model, torch.optim.SGD(model.parameters(), 0.1))
-    model.weight.requires_grad_(False)
-    assert bad_weights(model) == ["bias"]
+
+
+def test_what_is_not_finite() -> None:
+    tensors = {"good": torch.ones(3), "bad": torch.tensor([0.0, NAN]), "worse": torch.tensor([[INF]])}
+    assert not_finite(tensors) == ["bad", "worse"]
     # A backbone without register tokens has an empty parameter.
-    model.tokens = nn.Parameter(torch.empty(1, 0, 4))
-    assert bad_weights(model) == ["bias"]
+    assert not_finite({"tokens": torch.empty(1, 0, 4)}) == []
+    assert not_finite({}) == []
 
 
 def test_an_evaluation_names_the_images_without_a_finite_answer() -> None:
     guard = EvaluationGuard()
     logits = torch.zeros(3, 4)
     guard.note_batch(torch.tensor([5, 1, 9]), logits)
-    guard.finish("evaluation", ids_of)
+    guard.finish("evaluation", ids_of, "Look.")
     logits[0, 3], logits[2, 0] = NAN, INF
     guard.note_batch(torch.tensor([7, 2, 3]), logits)
     with pytest.raises(BadNumbersError, match="2 images: cell-3, cell-7"):
-        guard.finish("evaluation", ids_of)
+        guard.finish("evaluation", ids_of, "Look.")
 
 
 def _rank(rank: int, store: str, answers: Any) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     layer = nn.Linear(2, 2)
-    guard = NumberGuard(CPU, lambda rows: [f"{rank}-{row}" for row in rows], processes=2)
+    guard = NumberGuard(
+        CPU,
+        lambda rows: [f"{rank}-{row}" for row in rows],
+        lambda: dict(layer.named_parameters()),
+        FINE_TUNING,
+        processes=2,
+    )
     guard.begin(layer, torch.optim.SGD(layer.parameters(), 0.1), None)
     try:
         step(guard, 1, [1.0], 1.0)
@@ -198,7 +210,7 @@ def _rank(rank: int, store: str, answers: Any) -> None:
     evaluation = EvaluationGuard()
     evaluation.note_batch(torch.tensor([rank]), torch.tensor([[0.0 if rank else NAN]]))
     try:
-        evaluation.finish("evaluation", ids_of, processes=2)
+        evaluation.finish("evaluation", ids_of, "Look.", processes=2)
     except BadNumbersError as error:
         answers.put((rank, "evaluation", error.findings["ids"]))
     torch.distributed.destroy_process_group()
