@@ -42,7 +42,14 @@ def test_what_goes_out_names_no_place_of_this_machine() -> None:
         "root": "/data/ada/cells",
         "split": "stratified",
         "hold_out": ["C:\\Users\\ada\\held.csv", "lists/held.csv"],
-        "command": ["pretrain", "--data.root=/data/ada/cells", "--data.root", "/data/ada/cells/", "/", "5 / 7"],
+        "command": [
+            "pretrain",
+            "--data.root=/data/ada/cells",
+            "--data.root",
+            "/data/ada/cells/",
+            "/",
+            "5 / 7",
+        ],
         "steps": 3,
         "none": None,
     }

@@ -1,13 +1,14 @@
 """The arms of the comparison: a recipe of the project, its sizes reduced, and what is changed in it.
 
 An ablation is ours with some keys taken back from the published recipe, so that what is compared follows the recipes
-wherever they go; all of them together turn ours into the published way (tests/test_quality.py).
+wherever they go; all of them together turn ours into the published way (tests/quality/test_quality_arms.py).
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from cytodino_hf.errors import CytoDinoError
 from cytodino_hf.recipe import DataSection, TrainingSection
 
 if TYPE_CHECKING:
+    from .backbones import StudyBackbone
     from .images import StudyImages
     from .settings import StudySettings
 
@@ -64,7 +66,7 @@ _ARMS = (
     Arm(
         "sampler",
         "plain shuffle (both ways oversample)",
-        sets={"data.oversampling.multiplier": 1.0, "training.early_stopping_patience": 10},
+        sets={"data.oversampling.multiplier": 1.0},
         is_standard=True,
     ),
     Arm("augmentation", "published augmentation", takes=("data.augmentation",), is_standard=True),
@@ -114,38 +116,83 @@ def chosen(names: Sequence[str]) -> list[Arm]:
     return [arm for arm in ARMS.values() if (arm.name in names if names else arm.is_standard)]
 
 
-def recipe_of(arm: Arm, images: StudyImages, settings: StudySettings, backbone: str) -> dict[str, Any]:
-    """The whole recipe of an arm but for its seed and folder.
+@dataclass(frozen=True)
+class Budget:
+    """How much a run is shown, in steps of ours, and how often its checkpoint may be chosen.
 
-    Every arm is shown as many images (`Arm.more` says which ones are not). A micro-batch of 1 accumulated 4 times is
-    computed as a batch of 4: the gradient is the same, and a small model wastes less of the machine.
+    Args:
+        steps: Optimizer steps with the batch of ours; other batches get steps for as many images.
+        choices: Evaluations, evenly spread; divides the steps.
+    """
+
+    steps: int
+    choices: int
+
+
+def budget_of(arm: Arm, images: StudyImages, settings: StudySettings) -> Budget:
+    """What an arm is shown: every training image as often as by ours, unless `Arm.more` says otherwise.
+
+    An epoch of ours, as `--epochs` counts it, is one choice of a checkpoint. So an arm with a larger training fold has
+    the same number of choices after as many images shown, and its schedule falls to the same end.
 
     Args:
         arm: Which.
         images: Of the study.
         settings: Of the study.
-        backbone: Hub id, folder or `embedded`.
     """
-    document, budget = changed(arm), changed(ARMS["ours"])
+    ours = changed(ARMS["ours"])
+    epochs = settings.epochs or ours["training"]["num_train_epochs"]
+    choices = max(1, round(epochs))
+    if settings.max_steps is not None:
+        steps = settings.max_steps
+        return Budget(steps, max(n for n in range(1, choices + 1) if steps % n == 0))
+    shown = epochs * _multiplier(ours["data"]) * images.train_of(arm.more == "all")
+    return Budget(choices * math.ceil(shown / choices / _per_step(ours["training"])), choices)
+
+
+def recipe_of(
+    arm: Arm, images: StudyImages, settings: StudySettings, backbone: StudyBackbone
+) -> dict[str, Any]:
+    """The whole recipe of an arm but for its seed and folder.
+
+    Every arm is shown as many images (see `budget_of`), is evaluated after as many, and its schedule moves by them: an
+    arm whose schedule moves once an epoch moves with each evaluation. A micro-batch of 1 accumulated 4 times is
+    computed as a batch of 4, which takes a small model 0.6 of the time: the gradient is the same but for position
+    jitter, of which one draw then serves four images.
+
+    Args:
+        arm: Which.
+        images: Of the study.
+        settings: Of the study.
+        backbone: What it trains on.
+    """
+    document, budget = changed(arm), budget_of(arm, images, settings)
     data, model, training = (document.setdefault(name, {}) for name in ("data", "model", "training"))
-    data |= images.section(with_more=arm.more != "none")
-    data |= {"image_size_px": settings.image_size_px, "cache": "pixels"}
-    model |= {"backbone": backbone, "attention": "eager"}
-    ours = _per_step(budget["training"])
+    data |= images.of(with_more=arm.more != "none").section
+    data |= {
+        "image_size_px": settings.image_size_px,
+        "center_crop_px": backbone.center_crop_px,
+        "cache": "pixels",
+    }
+    model |= {"backbone": backbone.name, "attention": "eager"}
     batch = _per_step(training)
+    steps = budget.steps * _per_step(changed(ARMS["ours"])["training"]) // batch
+    every = steps // budget.choices
     training |= {
         "per_device_train_batch_size": batch,
         "gradient_accumulation_steps": 1,
         "per_device_eval_batch_size": 64,
         "dataloader_num_workers": settings.workers,
+        "max_steps": steps,
+        "num_train_epochs": float(
+            budget.choices
+        ),  # of a schedule that moves once an epoch; the steps decide the end
+        **{
+            f"{what}_{key}": value
+            for what in ("eval", "save")
+            for key, value in (("strategy", "steps"), ("steps", every))
+        },
     }
-    if settings.max_steps is not None:
-        training["max_steps"] = settings.max_steps * ours // batch
-    else:
-        # Of ours: each training image is shown so often.
-        passes = (settings.epochs or budget["training"]["num_train_epochs"]) * _multiplier(budget["data"])
-        shown = passes * (images.train_of(arm.more == "all"))
-        training["num_train_epochs"] = shown / images.train_of(arm.more != "none") / _multiplier(data)
     return document
 
 
@@ -167,6 +214,12 @@ def changed(arm: Arm) -> dict[str, Any]:
             place = place.setdefault(part, {})
         place[name] = value
     return document
+
+
+def accumulates(name: str) -> bool:
+    """Whether the recipe of an arm makes an optimizer step of several batches, which `recipe_of` computes as one."""
+    training = changed(ARMS[name])["training"]
+    return int(training.get("gradient_accumulation_steps", 1)) > 1
 
 
 def _read(name: str) -> dict[str, Any]:

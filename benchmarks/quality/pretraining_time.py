@@ -2,48 +2,46 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
+from typing import Any, Literal
 
 from benchmarks.machine import describe_machine, describe_versions
 from benchmarks.results import Part
 from cytodino_hf.errors import CytoDinoError
 from cytodino_hf.evaluation.comparison import bootstrap_intervals
+from cytodino_hf.evaluation.frozen_backbones import UNTRAINED
 from cytodino_hf.evaluation.predictions import Predictions
+from cytodino_hf.evaluation.seeds import over_seeds
+from cytodino_hf.probing.methods import METHODS, NEIGHBOURS
+from cytodino_hf.taxonomy import load_taxonomy
 
 from .arms import ARMS, recipe_of
+from .backbones import RECORD, pretraining_record, study_backbone
+from .frozen import Said, frozen_answers, hidden_px
 from .images import StudyImages, load_images
 from .outputs import write_found
 from .runs import Child, Run, perform
+from .scores import DECIDES, FOLDS, metrics_of
 from .settings import PretrainingTimeSettings, called, command_line
-from .study import same_backbone
+from .study import runs_of
 
-if TYPE_CHECKING:
-    from cytodino_hf.evaluation.frozen_backbones import FrozenBackbone
-
-_RECORD = "pretraining.json"
-_NEIGHBOURS = (1, 20)
-_MONITORED = f"knn{_NEIGHBOURS[-1]}_balanced_accuracy"
-_METRIC = "balanced_accuracy"
-_WORDS = {
-    "knn_1": "1 neighbour",
-    "knn_20": "20 neighbours",
-    "logistic": "logistic regression",
-    "fine_tuned": "fine-tuned",
+_MONITORED = f"knn{NEIGHBOURS[-1]}_balanced_accuracy"
+#: Method -> in words.
+WORDS = {name: METHODS[name][0] for name in (*(f"knn_{k}" for k in NEIGHBOURS), "logistic")} | {
+    "fine_tuned": "fine-tuned"
 }
+_METRIC = "balanced_accuracy"
 
 
 class Reached(Part):
-    """Balanced accuracy of the test fold: mean over seeds where there are several, interval over images."""
+    """Balanced accuracy of a fold: mean over seeds, 95 % interval over images, SD over seeds; None of one seed."""
 
     value: float
     low: float
     high: float
+    spread: float | None = None
     seeds: int = 1
 
 
@@ -56,7 +54,8 @@ class PretrainedBackbone(Part):
         images_seen: In pretraining.
         hardware: It was pretrained on.
         monitored: (seconds, balanced accuracy by 20 neighbours) of the pretraining's own probe, while it trained.
-        scores: Method -> what was reached.
+        center_crop_px: Side of the centred square cut out of each picture first; None: none.
+        scores: Fold -> method -> what was reached.
     """
 
     name: str
@@ -64,11 +63,18 @@ class PretrainedBackbone(Part):
     images_seen: int
     hardware: str
     monitored: list[tuple[float, float]]
-    scores: dict[str, Reached]
+    center_crop_px: int | None
+    scores: dict[str, dict[str, Reached]]
 
 
 class PretrainingTime(Part):
-    """Quality over pretraining as it came out."""
+    """Quality over pretraining as it came out.
+
+    Args:
+        decides: Fold that may choose between backbones.
+        hide_center_px: Side of the square that is painted over in the centre of every picture.
+        images_sha256: Fingerprint of images, labels and folds.
+    """
 
     format: Literal[1] = 1
     date: str
@@ -77,7 +83,10 @@ class PretrainingTime(Part):
     versions: dict[str, str]
     settings: dict[str, Any]
     images_name: str
+    decides: str
+    hide_center_px: int
     images: dict[str, int]
+    images_sha256: str
     backbones: list[PretrainedBackbone]
 
 
@@ -100,10 +109,10 @@ def run(settings: PretrainingTimeSettings, start: Callable[[Run], Child] | None 
     tuned = _fine_tune(settings, images, start) if settings.fine_tune else {}
     found = [_untrained(settings, images)]
     for folder, record in records.items():
-        scores = _frozen_scores(settings, images, str(folder))
+        said, crop = frozen_answers(settings, images, str(folder), (0,))
         if folder in tuned:
-            scores["fine_tuned"] = _reached(tuned[folder], settings.draws)
-        found.append(_backbone(called(folder), record, scores))
+            said["fine_tuned"] = tuned[folder]
+        found.append(_backbone(called(folder), record, crop, _scores(said, settings.draws)))
     return PretrainingTime(
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
         command=command_line("pretraining", settings),
@@ -111,22 +120,25 @@ def run(settings: PretrainingTimeSettings, start: Callable[[Run], Child] | None 
         versions=describe_versions(),
         settings=settings.model_dump(mode="json", exclude={"images", "split", "backbones", "output"}),
         images_name=settings.images_name,
+        decides=DECIDES,
+        hide_center_px=hidden_px(),
         images=images.counts(),
+        images_sha256=images.plain.images.fingerprint(),
         backbones=sorted(found, key=lambda one: one.seconds),
     )
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
-    file = folder / _RECORD
-    if not file.is_file():
+def _read_record(folder: Path) -> Mapping[str, Any]:
+    if not (record := pretraining_record(str(folder))):
         raise CytoDinoError(
-            f"{folder}: has no {_RECORD}; --backbones takes folders that `cytodino pretrain` wrote (RUN/backbone)"
+            f"{folder}: has no {RECORD}; --backbones takes folders that `cytodino pretrain` wrote (RUN/backbone)"
         )
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
+    return record
 
 
-def _backbone(name: str, record: Mapping[str, Any], scores: dict[str, Reached]) -> PretrainedBackbone:
+def _backbone(
+    name: str, record: Mapping[str, Any], crop: int | None, scores: dict[str, dict[str, Reached]]
+) -> PretrainedBackbone:
     training, environment = record["training"], record["environment"]
     gpus = environment.get("gpus") or []
     return PretrainedBackbone(
@@ -139,138 +151,113 @@ def _backbone(name: str, record: Mapping[str, Any], scores: dict[str, Reached]) 
             for row in training["log_history"]
             if _MONITORED in row and "seconds" in row
         ],
+        center_crop_px=crop,
         scores=scores,
     )
 
 
 def _untrained(settings: PretrainingTimeSettings, images: StudyImages) -> PretrainedBackbone:
     """The first backbone's architecture with fresh weights: where the curve begins."""
-    name = f"random:{settings.backbones[0]}"
-    each = [_frozen_predictions(settings, images, name, seed) for seed in settings.seeds]
+    name = f"{UNTRAINED}{settings.backbones[0]}"
+    said, crop = frozen_answers(settings, images, name, settings.seeds)
     return PretrainedBackbone(
         name="untrained",
         seconds=0.0,
         images_seen=0,
         hardware="",
         monitored=[],
-        scores={method: _reached([one[method] for one in each], settings.draws) for method in each[0]},
-    )
-
-
-def _frozen_scores(settings: PretrainingTimeSettings, images: StudyImages, name: str) -> dict[str, Reached]:
-    return {
-        method: _reached([predictions], settings.draws)
-        for method, predictions in _frozen_predictions(settings, images, name, 0).items()
-    }
-
-
-def _frozen_predictions(
-    settings: PretrainingTimeSettings, images: StudyImages, name: str, seed: int
-) -> dict[str, Predictions]:
-    """What neighbours and logistic regression (DinoBloom's protocol) say of the test fold."""
-    from cytodino_hf.evaluation.frozen_backbones import load_frozen_backbone
-    from cytodino_hf.evaluation.linear_probe import fit_logistic
-    from cytodino_hf.evaluation.neighbours import knn_probabilities
-    from cytodino_hf.probing.scores import as_predictions
-
-    backbone = load_frozen_backbone(name, seed=seed)
-    train, test = (_features(settings, images, backbone, fold) for fold in ("train", "test"))
-    labels, classes = np.asarray(images.folds.fold("train").labels), len(images.folds.taxonomy)
-    said = {
-        f"knn_{k}": np.log(
-            np.maximum(knn_probabilities(train, labels, test, min(k, len(labels)), classes), 1e-12)
-        )
-        for k in _NEIGHBOURS
-    }
-    said["logistic"] = fit_logistic(train, labels, classes).log_probabilities(test)
-    scored = images.folds.fold("test")
-    return {
-        method: as_predictions(scored, logits.astype(np.float32), name) for method, logits in said.items()
-    }
-
-
-def _features(
-    settings: PretrainingTimeSettings, images: StudyImages, backbone: FrozenBackbone, fold: str
-) -> np.ndarray:
-    from cytodino_hf.data.dataset import CellDataset
-    from cytodino_hf.evaluation.features import frozen_features
-    from cytodino_hf.model_builder import build_processor
-    from cytodino_hf.recipe import DataSection
-
-    statistics = {
-        key: list(backbone.preprocessing[key])
-        for key in ("image_mean", "image_std")
-        if key in backbone.preprocessing
-    }
-    data = DataSection(image_size_px=settings.image_size_px, **statistics)  # type: ignore[arg-type]
-    return frozen_features(
-        backbone.model,
-        CellDataset(images.folds.fold(fold), build_processor(data)),
-        description=f"features, {fold}",
+        center_crop_px=crop,
+        scores=_scores(said, settings.draws),
     )
 
 
 def _fine_tune(
     settings: PretrainingTimeSettings, images: StudyImages, start: Callable[[Run], Child] | None
-) -> dict[Path, list[Predictions]]:
+) -> dict[Path, list[dict[str, Predictions]]]:
     """Ours on every backbone with every seed; each backbone has a folder of its own."""
     runs: dict[Path, list[Run]] = {}
+    arm = ARMS["ours"]
     for folder in settings.backbones:
         study = settings.output / called(folder)
-        same_backbone(study, str(folder))
-        document = recipe_of(ARMS["ours"], images, settings, str(folder))
-        runs[folder] = [Run("ours", seed, study) for seed in settings.seeds]
+        backbone = study_backbone(study, str(folder), settings.center_crop_px)
+        document = recipe_of(arm, images, settings, backbone)
+        runs[folder] = runs_of(arm, images, settings.model_copy(update={"output": study}))
         for one in runs[folder]:
             one.write_recipe(document)
     perform([runs[f][i] for i in range(len(settings.seeds)) for f in runs], jobs=settings.jobs, start=start)
     return {
-        folder: [Predictions.from_parquet(one.folder.predictions / "test.parquet") for one in own]
+        folder: [
+            {fold: Predictions.from_parquet(one.folder.predictions / f"{fold}.parquet") for fold in FOLDS}
+            for one in own
+        ]
         for folder, own in runs.items()
     }
 
 
-def _reached(predictions: Sequence[Predictions], draws: int) -> Reached:
-    from cytodino_hf.taxonomy import load_taxonomy
+def _scores(said: Said, draws: int) -> dict[str, dict[str, Reached]]:
+    return {
+        fold: {method: _reached([one[fold] for one in each], draws) for method, each in said.items()}
+        for fold in FOLDS
+    }
 
+
+def _reached(predictions: Sequence[Predictions], draws: int) -> Reached:
     taxonomy = load_taxonomy("mll").subset(predictions[0].classes)
     found = bootstrap_intervals(predictions, taxonomy, (_METRIC,), draws)[_METRIC]
-    return Reached(value=found.value, low=found.low, high=found.high, seeds=len(predictions))
+    each = [metrics_of(one, taxonomy)[_METRIC] for one in predictions]
+    return Reached(
+        value=found.value, low=found.low, high=found.high, spread=over_seeds(each)[1], seeds=len(each)
+    )
 
 
 def to_markdown(found: PretrainingTime) -> str:
-    """The table with what a reader needs to judge it."""
-    methods = [name for name in _WORDS if any(name in one.scores for one in found.backbones)]
+    """The tables with what a reader needs to judge them."""
     lines = [
         f"### Quality against the time of pretraining, on {found.images_name}",
         "",
         f"`{found.command}`",
         "",
-        "| backbone | minutes of pretraining | images seen | "
-        + " | ".join(_WORDS[m] for m in methods)
-        + " |",
-        "|---" * (len(methods) + 3) + "|",
     ]
+    for fold in FOLDS:
+        lines += [*_table(found, fold), ""]
+    return "\n".join([*lines, *(f"- {line}" for line in _circumstances(found))])
+
+
+def _table(found: PretrainingTime, fold: str) -> list[str]:
+    methods = [name for name in WORDS if any(name in one.scores[fold] for one in found.backbones)]
+    word = f"{fold} fold (it decides)" if fold == found.decides else f"{fold} fold"
+    heads = [word, "minutes of pretraining", "images seen", *(WORDS[method] for method in methods)]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for one in found.backbones:
-        cells = [_cell(one.scores.get(method)) for method in methods]
+        cells = [_cell(one.scores[fold].get(method)) for method in methods]
         lines.append(f"| {one.name} | {one.seconds / 60:.1f} | {one.images_seen:,} | {' | '.join(cells)} |")
+    return lines
+
+
+def _circumstances(found: PretrainingTime) -> list[str]:
     hardware = dict.fromkeys(one.hardware for one in found.backbones if one.hardware)
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"- Balanced accuracy of the {found.images['test']:,} test images with a 95 % interval over images "
-            "(stratified bootstrap); means over seeds where a method has some (fine-tuning, untrained weights).",
-            f"- Pretrained on: {'; '.join(hardware)}. The time is that of the pretraining run alone, on the wall.",
-            "- Logistic regression by DinoBloom's protocol; fine-tuned: ours, as compared with the published way.",
-            f"- {found.date}; measured on {found.machine['cpu']}; "
-            + ", ".join(f"{name} {number}" for name, number in found.versions.items())
-            + ".",
-        ]
-    )
+    crops = dict.fromkeys(one.center_crop_px for one in found.backbones)
+    cut = ", ".join("the whole picture" if crop is None else f"the middle {crop} px" for crop in crops)
+    return [
+        f"Balanced accuracy of the {found.images[DECIDES]:,} validation and {found.images['test']:,} test images with "
+        "a 95 % interval over images (stratified bootstrap); means over seeds with their SD where a method has some "
+        "(fine-tuning, untrained weights). Neighbours and logistic regression choose nothing on either fold; "
+        "fine-tuning chooses its checkpoints on the validation fold.",
+        f"Pictures: {cut} of the file at {found.settings['image_size_px']} px, the middle {found.hide_center_px} px "
+        "painted over.",
+        f"Pretrained on: {'; '.join(hardware)}. The time is that of the pretraining run alone, on the wall.",
+        "Logistic regression by DinoBloom's protocol; fine-tuned: ours, as compared with the published way.",
+        f"{found.date}; measured on {found.machine['cpu']}; images {found.images_sha256[:16]}; "
+        + ", ".join(f"{name} {number}" for name, number in found.versions.items())
+        + ".",
+    ]
 
 
 def _cell(reached: Reached | None) -> str:
-    return "" if reached is None else f"{reached.value:.3f} ({reached.low:.3f} to {reached.high:.3f})"
+    if reached is None:
+        return ""
+    spread = "" if reached.spread is None else f" (SD {reached.spread:.3f})"
+    return f"{reached.value:.3f}{spread} ({reached.low:.3f} to {reached.high:.3f})"
 
 
 def write(

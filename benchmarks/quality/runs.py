@@ -11,25 +11,34 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from cytodino_hf.errors import CytoDinoError
+from cytodino_hf.errors import CytoDinoError, RunFolderError
 from cytodino_hf.files import write_json
 from cytodino_hf.recipe import load_recipe
 from cytodino_hf.run_folder import RunFolder
 
 _COSTS = "costs.json"
+_PRECISION = "ACCELERATE_MIXED_PRECISION"
 _LOOK_EVERY_S = 0.2
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a process took: seconds of the processor, seconds on the wall."""
+    """What a process took.
+
+    Args:
+        cpu_s, wall_s: Seconds of the processor, and on the wall.
+        jobs: Runs at the same time.
+        threads: Of each run.
+    """
 
     cpu_s: float
     wall_s: float
+    jobs: int = 1
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -40,12 +49,14 @@ class Run:
         arm: Name of the arm.
         seed: Of the run.
         study: Folder of the study.
+        images_sha256: Fingerprint of its images, labels and folds.
         precision: See `Arm.precision`.
     """
 
     arm: str
     seed: int
     study: Path
+    images_sha256: str
     precision: str | None = None
 
     @property
@@ -69,14 +80,22 @@ class Run:
         return self.study / "logs" / f"{self.name}.log"
 
     def is_finished(self) -> bool:
-        """Whether it came to its end, by the very recipe of this study.
+        """Whether it came to its end, by the very recipe and on the very images of this study.
 
         Raises:
-            RunFolderError: Its folder holds a run of another recipe.
+            RunFolderError: Its folder holds a run of another recipe, on other images or in another precision.
         """
         folder = self.folder
-        folder.check(load_recipe(self.recipe_file))
-        return folder.is_finished()
+        folder.check(load_recipe(self.recipe_file), self.images_sha256)
+        if not folder.is_finished():
+            return False
+        known = folder.environment()["precision"]
+        if self.precision not in (None, known):
+            raise RunFolderError(
+                f"{folder.path} holds a run in precision {known!r}, the arm asks for {self.precision!r}; delete it, "
+                "and the same command trains it again"
+            )
+        return True
 
     def write_recipe(self, document: dict[str, Any]) -> None:
         """Write the recipe with this run's seed and folder."""
@@ -123,7 +142,7 @@ def perform(runs: Sequence[Run], *, jobs: int, start: Callable[[Run], Child] | N
             for run, child in list(under_way.items()):
                 if (cost := child.poll()) is not None:
                     del under_way[run]
-                    _note(run, cost)
+                    _note(run, replace(cost, jobs=jobs))
                     progress.write(f"{run.name}: {cost.cpu_s:.0f} s of CPU, {cost.wall_s:.0f} s", sys.stderr)
                     progress.update()
             if under_way:
@@ -145,6 +164,8 @@ def _note(run: Run, cost: Cost) -> None:
 class ChildProcess:
     """`cytodino finetune` of one run, with one thread unless OMP_NUM_THREADS says otherwise.
 
+    What precision the study itself inherited is not handed on: an arm has its own, or that of the project.
+
     Several runs at once use the cores better than several threads of one: on a machine that others use too, threads
     that wait for each other cost ten times the processor's time.
 
@@ -154,8 +175,10 @@ class ChildProcess:
 
     def __init__(self, run: Run) -> None:
         environment = {"OMP_NUM_THREADS": "1"} | os.environ
+        environment.pop(_PRECISION, None)
         if run.precision is not None:
-            environment["ACCELERATE_MIXED_PRECISION"] = run.precision
+            environment[_PRECISION] = run.precision
+        self._threads = int(environment["OMP_NUM_THREADS"].split(",")[0])  # a list is one number a level
         run.log.parent.mkdir(parents=True, exist_ok=True)
         with open(run.log, "a", encoding="utf-8") as log:
             self._process = subprocess.Popen(
@@ -180,7 +203,8 @@ class ChildProcess:
                 f"{self._run.name} failed (exit code {self._process.returncode}): {_last_line(self._run.log)}\n"
                 f"The whole story: {self._run.log}. The same command goes on where it was."
             )
-        return Cost(usage.ru_utime + usage.ru_stime, time.perf_counter() - self._begun)
+        seconds = usage.ru_utime + usage.ru_stime, time.perf_counter() - self._begun
+        return Cost(*seconds, threads=self._threads)
 
     def stop(self) -> None:
         """See `Child`."""

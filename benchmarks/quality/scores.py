@@ -10,10 +10,11 @@ from typing import Any, Literal
 import numpy as np
 
 from benchmarks.results import Part
-from cytodino_hf.evaluation.comparison import COMPARED, Difference, paired_differences
+from cytodino_hf.evaluation.comparison import COMPARED, paired_differences
 from cytodino_hf.evaluation.metrics import confusion_matrix, confusion_metrics
 from cytodino_hf.evaluation.predictions import Predictions
 from cytodino_hf.evaluation.probability_metrics import probability_metrics
+from cytodino_hf.evaluation.seeds import over_seeds
 from cytodino_hf.taxonomy import Taxonomy, load_taxonomy
 
 from .runs import Run, costs
@@ -21,8 +22,6 @@ from .runs import Run, costs
 #: The fold that may choose between arms, and the one that is only reported.
 DECIDES: Literal["validation"] = "validation"
 FOLDS = (DECIDES, "test")
-#: A difference of fewer standard errors over seeds is not called clear.
-SEED_ERRORS = 2.0
 
 
 class Score(Part):
@@ -32,9 +31,12 @@ class Score(Part):
         mean: Over seeds.
         spread: Standard deviation over seeds (n - 1); None with one seed.
         values: Of each seed.
-        difference: Arm minus reference, paired by image; None for the reference itself.
-        low, high: Its 95 % interval over the images of the fold.
+        difference: Arm minus reference, paired by image; None for the reference itself, as are those that follow.
+        low, high: Its 95 % interval over images and seeds; over images alone where either side has one seed.
+        low_of_images, high_of_images: Its 95 % interval over the images of the fold.
         seed_error: Standard error of the difference over seeds; None where either side has one seed.
+        discordant: See `Difference`.
+        is_clear: Whether neither other images nor other seeds would easily turn it round.
     """
 
     mean: float
@@ -43,15 +45,11 @@ class Score(Part):
     difference: float | None = None
     low: float | None = None
     high: float | None = None
+    low_of_images: float | None = None
+    high_of_images: float | None = None
     seed_error: float | None = None
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether neither other images nor other seeds would easily turn the difference round."""
-        if self.difference is None or self.low is None or self.high is None:
-            return False
-        beyond_seeds = self.seed_error is None or abs(self.difference) > SEED_ERRORS * self.seed_error
-        return (self.low > 0 or self.high < 0) and beyond_seeds
+    discordant: float | None = None
+    is_clear: bool = False
 
 
 class ArmScores(Part):
@@ -64,7 +62,9 @@ class ArmScores(Part):
         images_shown: Pictures of training, mean over seeds; less than planned where a run stopped early.
         seconds: Of training on the wall, mean over seeds.
         cpu_s: Of the whole processes, mean over seeds; None where it is not known.
-        best_epochs: Epoch of the chosen checkpoint of each seed.
+        precision: What its training computed in, by its runs.
+        jobs, threads: Runs at the same time and threads of each, where they are known; several where that changed.
+        chosen_after: Pictures shown before the chosen checkpoint of each seed.
         folds: Fold -> metric -> score.
     """
 
@@ -75,7 +75,10 @@ class ArmScores(Part):
     images_shown: float
     seconds: float
     cpu_s: float | None
-    best_epochs: list[float | None]
+    precision: list[str]
+    jobs: list[int]
+    threads: list[int]
+    chosen_after: list[int | None]
     folds: dict[str, dict[str, Score]]
 
 
@@ -125,16 +128,19 @@ def _scores(
 ) -> ArmScores:
     reports = [_report(run) for run in runs]
     known = costs(runs[0].study)
-    cpu = [known[run.name].cpu_s for run in runs if run.name in known]
+    spent = [known[run.name] for run in runs if run.name in known]
     return ArmScores(
         name=arm,
         title=title,
         recipe=_without_places(reports[0]["recipe"]),
         seeds=[run.seed for run in runs],
-        images_shown=float(np.mean([_images_shown(report) for report in reports])),
+        images_shown=float(np.mean([_images_shown(r, r["training"]["steps"]) or 0 for r in reports])),
         seconds=float(np.mean([report["training"]["seconds"] for report in reports])),
-        cpu_s=float(np.mean(cpu)) if len(cpu) == len(runs) else None,
-        best_epochs=[_best_epoch(report["training"]) for report in reports],
+        cpu_s=float(np.mean([cost.cpu_s for cost in spent])) if len(spent) == len(runs) else None,
+        precision=sorted({report["environment"]["precision"] for report in reports}),
+        jobs=sorted({cost.jobs for cost in spent}),
+        threads=sorted({cost.threads for cost in spent}),
+        chosen_after=[_images_shown(report, report["training"]["best_step"]) for report in reports],
         folds={
             fold: _fold_scores(said[fold], reference[fold] if reference is not None else None, draws)
             for fold in FOLDS
@@ -148,30 +154,30 @@ def _fold_scores(
     taxonomy = load_taxonomy("mll").subset(system[0].classes)
     each = [metrics_of(predictions, taxonomy) for predictions in system]
     found = {
-        name: Score(
-            mean=float(np.mean([one[name] for one in each])),
-            spread=float(np.std([one[name] for one in each], ddof=1)) if len(each) > 1 else None,
-            values=[one[name] for one in each],
-        )
+        name: Score(mean=mean, spread=spread, values=values)
         for name in each[0]
+        for values in [[one[name] for one in each]]
+        for mean, spread in [over_seeds(values)]
     }
     if reference is None:
         return found
     differences = paired_differences(system, reference, taxonomy, tuple(found), draws)
     return {
         name: score.model_copy(
-            update={"difference": d.value, "low": d.low, "high": d.high, "seed_error": _seed_error(d)}
+            update={
+                "difference": d.value,
+                "low": d.low_of_both,
+                "high": d.high_of_both,
+                "low_of_images": d.low,
+                "high_of_images": d.high,
+                "seed_error": d.seed_error,
+                "discordant": d.discordant,
+                "is_clear": d.is_clear,
+            }
         )
         for name, score in found.items()
         for d in [differences[name]]
     }
-
-
-def _seed_error(difference: Difference) -> float | None:
-    spreads = (difference.ours_spread, difference.other_spread)
-    if spreads[0] is None or spreads[1] is None:
-        return None
-    return math.sqrt(spreads[0] ** 2 / difference.ours_seeds + spreads[1] ** 2 / difference.other_seeds)
 
 
 def _predictions(run: Run, fold: str) -> Predictions:
@@ -183,15 +189,17 @@ def _report(run: Run) -> dict[str, Any]:
     return found
 
 
-def _images_shown(report: Mapping[str, Any]) -> int:
-    training = report["recipe"]["training"]
+def _images_shown(report: Mapping[str, Any], step: int | None) -> int | None:
+    """Pictures of training up to a step; the last step of an epoch has what is left of it."""
+    if step is None:
+        return None
+    training, data = report["recipe"]["training"], report["recipe"]["data"]
     batch = training["per_device_train_batch_size"] * training["gradient_accumulation_steps"]
-    return int(report["training"]["steps"] * batch * report["training"]["processes"])
-
-
-def _best_epoch(training: Mapping[str, Any]) -> float | None:
-    rows = [row for row in training["log_history"] if "eval_loss" in row]
-    return next((row["epoch"] for row in rows if row["step"] == training["best_step"]), None)
+    batch *= report["training"]["processes"]
+    train = sum(report["data"]["counts"]["train"].values())
+    epoch = train + round(train * (data["oversampling"]["multiplier"] - 1))  # as the sampler counts
+    epochs, rest = divmod(step, math.ceil(epoch / batch))
+    return epochs * epoch + min(rest * batch, epoch)
 
 
 def _without_places(recipe: Mapping[str, Any]) -> dict[str, Any]:

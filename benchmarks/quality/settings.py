@@ -21,7 +21,10 @@ class StudySettings(BaseModel):
         seeds: Every arm is trained once with each.
         output: Folder of the study; holds every RUN.
         image_size_px: Side of the picture, for every arm.
-        epochs: Of the recipes' own way of counting; None takes theirs.
+        center_crop_px: Side of the centred square cut out of each picture first; 0 keeps all; None does as the backbone
+            was pretrained.
+        epochs: Passes over what the sampler of ours draws, for every arm; None takes the recipe's. Also how often a
+            checkpoint may be chosen.
         max_steps: Optimizer steps of a batch of ours, for a trial; other batches get steps for as many images.
         jobs: Runs that train at the same time, each with one thread.
         workers: Processes that read images, of each run; for a GPU.
@@ -36,7 +39,8 @@ class StudySettings(BaseModel):
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     output: Path
     image_size_px: int = Field(128, ge=8)
-    epochs: float | None = Field(None, gt=0)
+    center_crop_px: int | None = Field(None, ge=0)
+    epochs: float | None = Field(None, gt=0, le=1000)
     max_steps: int | None = Field(None, ge=1)
     jobs: int = Field(1, ge=1)
     workers: int = Field(0, ge=0)
@@ -53,13 +57,17 @@ class QualitySettings(StudySettings):
 
     Args:
         more: Folders of labelled images that join the training fold of the arms that say so.
+        natural_ratios: Training folds are thinned to the class ratios of the full MLL set.
         backbone: Hub id, folder, or `embedded`.
         only: Names of arms; empty takes the standard ones.
+        probe: Files of `cytodino probe` on the same images, whose rows stand beside.
     """
 
     more: tuple[Path, ...] = ()
+    natural_ratios: bool = False
     backbone: str
     only: tuple[str, ...] = ()
+    probe: tuple[Path, ...] = ()
 
 
 class PretrainingTimeSettings(StudySettings):
@@ -111,7 +119,7 @@ def command_line(name: str, settings: StudySettings) -> str:
             words.append(option if value else option.replace("--", "--no-", 1))
         elif key in ("images", "split", "output"):
             words += [option, {"images": "ROOT", "split": "FILE", "output": "DIR"}[key]]
-        elif key in ("more", "backbones"):
+        elif key in ("more", "backbones", "probe"):
             words += [part for path in value for part in (option, called(path))]
         elif key == "backbone":
             words += [option, called(Path(value)) if Path(value).is_dir() else value]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,17 +9,18 @@ from typing import Any, Literal
 
 from benchmarks.machine import describe_machine, describe_versions
 from benchmarks.results import Part
-from cytodino_hf.errors import CytoDinoError
-from cytodino_hf.files import write_json
 
 from .arms import ARMS, Arm, chosen, recipe_of
-from .images import load_images
+from .backbones import study_backbone
+from .images import StudyImages, load_images
 from .outputs import write_found
+from .probed import ProbedRow, probed_rows
 from .runs import Child, Run, perform
 from .scores import DECIDES, ArmScores, score_arms
-from .settings import QualitySettings, called, command_line
+from .settings import QualitySettings, StudySettings, called, command_line
 
-_BACKBONE = "backbone.json"
+# Settings that are folders and files of somebody's machine.
+_PLACES = {"images", "split", "more", "output", "backbone", "probe"}
 
 
 class Study(Part):
@@ -29,11 +29,16 @@ class Study(Part):
     Args:
         backbone: What it was called.
         backbone_sha256: Of its weights.
+        center_crop_px: Side of the centred square cut out of each picture first; None: none.
         reference: Arm the others are compared with.
         decides: Fold that may choose between arms.
         images: Images of each fold, `more` besides.
-        ours_against_published: Fold -> metric -> ours, published, difference, low, high; empty where one is missing.
+        images_sha256: Fingerprint of images, labels and folds without `more`.
+        train_classes: Training images of each class, without `more`.
+        ours_against_published: Fold -> metric -> ours, published, difference, low, high, is_clear; empty where
+            one is missing.
         arms: In the order of the table.
+        probed: What frozen features reach on the same images.
     """
 
     format: Literal[1] = 1
@@ -44,12 +49,16 @@ class Study(Part):
     settings: dict[str, Any]
     backbone: str
     backbone_sha256: str
+    center_crop_px: int | None
     reference: str
     decides: str
     images_name: str
     images: dict[str, int]
-    ours_against_published: dict[str, dict[str, dict[str, float]]]
+    images_sha256: str
+    train_classes: dict[str, int]
+    ours_against_published: dict[str, dict[str, dict[str, float | bool]]]
     arms: list[ArmScores]
+    probed: list[ProbedRow]
 
 
 def run(settings: QualitySettings, start: Callable[[Run], Child] | None = None) -> Study:
@@ -65,11 +74,18 @@ def run(settings: QualitySettings, start: Callable[[Run], Child] | None = None) 
     machine = describe_machine()  # the load before any of ours
     arms = chosen(settings.only)
     reference = next(iter(ARMS))
-    images = load_images(settings.images, settings.split_file, settings.more, settings.output)
-    sha256 = same_backbone(settings.output, settings.backbone)
-    runs = {arm.name: runs_of(arm, settings) for arm in arms}
+    images = load_images(
+        settings.images,
+        settings.split_file,
+        settings.more,
+        settings.output,
+        natural_ratios=settings.natural_ratios,
+    )
+    backbone = study_backbone(settings.output, settings.backbone, settings.center_crop_px)
+    probed = probed_rows(settings.probe, images, backbone.sha256)
+    runs = {arm.name: runs_of(arm, images, settings) for arm in arms}
     for arm in arms:
-        document = recipe_of(arm, images, settings, settings.backbone)
+        document = recipe_of(arm, images, settings, backbone)
         for one in runs[arm.name]:
             one.write_recipe(document)
     # Seed by seed: a study that is stopped has all arms with the seeds it has.
@@ -86,60 +102,45 @@ def run(settings: QualitySettings, start: Callable[[Run], Child] | None = None) 
         command=command_line("quality", settings),
         machine=machine,
         versions=describe_versions(),
-        settings=settings.model_dump(mode="json", exclude={"images", "split", "more", "output", "backbone"}),
+        settings=settings.model_dump(mode="json", exclude=_PLACES),
         backbone=called(Path(settings.backbone)) if Path(settings.backbone).is_dir() else settings.backbone,
-        backbone_sha256=sha256,
+        backbone_sha256=backbone.sha256,
+        center_crop_px=backbone.center_crop_px,
         reference=reference,
         decides=DECIDES,
         images_name=settings.images_name,
-        images=images.counts() | ({"more": images.more} if images.more else {}),
+        images=images.counts(),
+        images_sha256=images.plain.images.fingerprint(),
+        train_classes=images.train_classes(),
         ours_against_published=_ours_against_published(scored),
         arms=scored,
+        probed=probed,
     )
 
 
-def runs_of(arm: Arm, settings: QualitySettings) -> list[Run]:
+def runs_of(arm: Arm, images: StudyImages, settings: StudySettings) -> list[Run]:
     """The runs of an arm, one a seed."""
-    return [Run(arm.name, seed, settings.output, arm.precision) for seed in settings.seeds]
+    fingerprint = images.of(with_more=arm.more != "none").images.fingerprint()
+    return [Run(arm.name, seed, settings.output, fingerprint, arm.precision) for seed in settings.seeds]
 
 
-def same_backbone(output: Path, name: str) -> str:
-    """sha256 of the weights; a study keeps to those it began with.
-
-    Raises:
-        CytoDinoError: The folder holds a study of other weights, whatever they were called.
-    """
-    from cytodino_hf.evaluation.frozen_backbones import load_frozen_backbone
-
-    sha256 = load_frozen_backbone(name).sha256()
-    file = output / _BACKBONE
-    known = json.loads(file.read_text(encoding="utf-8"))["sha256"] if file.is_file() else sha256
-    if known != sha256:
-        raise CytoDinoError(
-            f"{output}: holds a study of another backbone ({known[:12]}; {name} has {sha256[:12]}); "
-            "give another --output or delete it"
-        )
-    write_json(file, {"name": name, "sha256": sha256})
-    return sha256
-
-
-def _ours_against_published(arms: Sequence[ArmScores]) -> dict[str, dict[str, dict[str, float]]]:
+def _ours_against_published(arms: Sequence[ArmScores]) -> dict[str, dict[str, dict[str, float | bool]]]:
     """Ours minus published: the difference of the arm `published`, turned round."""
     by_name = {arm.name: arm for arm in arms}
     if not {"ours", "published"} <= set(by_name):
         return {}
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    found: dict[str, dict[str, dict[str, float | bool]]] = {}
     for fold, scores in by_name["published"].folds.items():
         for metric, score in scores.items():
-            assert score.difference is not None
-            assert score.low is not None
-            assert score.high is not None
+            if score.difference is None or score.low is None or score.high is None:
+                continue
             found.setdefault(fold, {})[metric] = {
                 "ours": by_name["ours"].folds[fold][metric].mean,
                 "published": score.mean,
                 "difference": -score.difference,
                 "low": -score.high,
                 "high": -score.low,
+                "is_clear": score.is_clear,
             }
     return found
 

@@ -3,10 +3,10 @@
 Images are drawn anew within each true class; both systems, and all their seeds, are scored on the same draw, so what
 makes an image hard for all of them cancels out. Inside a draw each system counts with the mean over its seeds.
 
-The interval says how much the difference would change with other test images. What other seeds would change stands
-beside it, as the standard deviation over seeds. The percentile interval is shifted so that the mean of the draws lies
-on the value: the calibration error of a draw is too high on average (an image drawn twice is wrong twice), and more
-so for the better calibrated system.
+The interval over images says how much the difference would change with other test images. The percentile interval is
+shifted so that the mean of the draws lies on the value: the calibration error of a draw is too high on average (an
+image drawn twice is wrong twice), and more so for the better calibrated system. The interval over both says how much
+it would change with other images and other seeds (see `seeds`), and is the one to judge by where there are several.
 
 Source: Efron and Tibshirani 1993, chapters 8, 10 and 13 (paired, stratified bootstrap; bias; percentile interval).
 """
@@ -24,6 +24,7 @@ from ..taxonomy import Taxonomy
 from .metrics import METRICS, confusion_metrics
 from .predictions import Predictions
 from .probability_metrics import probability_terms
+from .seeds import interval_of_both, over_seeds, seed_error
 from .statistics import ENOUGH_IMAGES, Interval
 
 #: Metrics compared by default. `critical_to_safe`: share of the critical cells that were called safe.
@@ -32,6 +33,10 @@ COMPARED = ("macro_f1", "balanced_accuracy", "accuracy", "nll", "ece", "critical
 COMPARABLE = (*METRICS, "nll", "brier", "ece", "critical_to_safe")
 #: Metrics of which less is better.
 LESS_IS_BETTER = ("nll", "brier", "ece", "critical_to_safe")
+
+#: Where fewer critical images than this are called safe by one system and not by the other, no difference of that
+#: rate is clear: a handful of images has no distribution to draw from.
+ENOUGH_DISCORDANT = 10
 
 SHIFTED = "stratified bootstrap, percentile, shifted by its bias"
 
@@ -45,17 +50,26 @@ class Difference:
     Args:
         value: The difference of the two means over seeds.
         low, high: Its interval over test images.
+        deviation: Standard deviation of its draws.
+        seed_error: Its standard error over seeds; None where a system has one seed.
+        low_of_both, high_of_both: Its interval over images and seeds; over images alone where a system has one seed.
         ours, other: The means over seeds.
         ours_spread, other_spread: Standard deviation over seeds (n - 1); None with one seed.
         ours_seeds, other_seeds: How many seeds.
         n: Test images.
         small_classes: Classes of fewer than 20 images: drawn again they show too little of their own spread, so the
             interval of a mean over classes is narrower than the truth.
+        discordant: Of `critical_to_safe`: critical images that one system calls safe and the other does not; with
+            several seeds the sum of the differences between their shares of seeds. None of other metrics.
     """
 
     value: float
     low: float
     high: float
+    deviation: float
+    seed_error: float | None
+    low_of_both: float
+    high_of_both: float
     ours: float
     other: float
     ours_spread: float | None
@@ -64,6 +78,14 @@ class Difference:
     other_seeds: int
     n: int
     small_classes: tuple[str, ...] = ()
+    discordant: float | None = None
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether neither other images nor other seeds would easily turn it round."""
+        if self.discordant is not None and self.discordant < ENOUGH_DISCORDANT:
+            return False
+        return self.low_of_both > 0 or self.high_of_both < 0
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -114,14 +136,21 @@ def paired_differences(
         [_mean(first, w, metrics) - _mean(second, w, metrics) for w in _draw(labels, draws, seed)]
     )
     low, high = _ends(drawn, np.mean(values[0], axis=0) - np.mean(values[1], axis=0), level)
+    deviation = drawn.std(axis=0, ddof=1)
     small = tuple(code for code, n in zip(taxonomy.codes, support, strict=True) if 0 < n < ENOUGH_IMAGES)
     found = {}
     for place, name in enumerate(metrics):
-        (our, our_sd), (their, their_sd) = (_over_seeds([v[place] for v in system]) for system in values)
+        (our, our_sd), (their, their_sd) = (over_seeds([v[place] for v in system]) for system in values)
+        spreads = ((our_sd, len(ours)), (their_sd, len(other)))
+        both = interval_of_both(our - their, float(deviation[place]), spreads, level)
         found[name] = Difference(
             value=our - their,
             low=float(low[place]),
             high=float(high[place]),
+            deviation=float(deviation[place]),
+            seed_error=seed_error(spreads),
+            low_of_both=both[0],
+            high_of_both=both[1],
             ours=our,
             other=their,
             ours_spread=our_sd,
@@ -130,6 +159,7 @@ def paired_differences(
             other_seeds=len(other),
             n=len(labels),
             small_classes=small,
+            discordant=_discordant(first, second) if name == "critical_to_safe" else None,
         )
     return found
 
@@ -216,6 +246,12 @@ class _Scorer:
         self.taxonomy = taxonomy
         self.counted = counted
 
+    def called_safe(self) -> np.ndarray:
+        """Whether each image of a critical class was called safe: (critical images,)."""
+        is_critical = np.isin(self.labels, self.taxonomy.critical)
+        safe: np.ndarray = self.called[is_critical][:, list(self.taxonomy.safe)].sum(axis=1)
+        return safe
+
     def __call__(self, weights: np.ndarray, metrics: Sequence[str]) -> np.ndarray:
         """(draws, images) whole weights -> (draws, metrics)."""
         n = weights.sum(axis=1)
@@ -244,8 +280,9 @@ def _mean(system: Sequence[_Scorer], weights: np.ndarray, metrics: Sequence[str]
     return np.mean([scorer(weights, metrics) for scorer in system], axis=0)
 
 
-def _over_seeds(values: Sequence[float]) -> tuple[float, float | None]:
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+def _discordant(first: Sequence[_Scorer], second: Sequence[_Scorer]) -> float:
+    shares = [np.mean([scorer.called_safe() for scorer in system], axis=0) for system in (first, second)]
+    return float(np.abs(shares[0] - shares[1]).sum())
 
 
 def _draw(labels: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import whole_file
 from .few_shot import SHOTS, few_shot_values, logistic_fit, svm_fit
 from .methods import METHODS, Answer, Folds, ask_backbone, ask_classical
 
@@ -102,18 +102,14 @@ def _few_shot(question: Question) -> dict[int, list[float]]:
 
 
 def _keep(file: Path, answers: Answers) -> None:
-    """Write answers so that a file of this name is always whole."""
     told: dict[str, Any] = {
         "methods": [[one.method, one.seed, one.about] for one in answers.methods],
         "few_shot": [[shots, values] for shots, values in answers.few_shot.items()],
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    with open(partial, "wb") as stream:
+    with whole_file(file) as stream:
         np.savez(
             stream, told=np.array(json.dumps(told)), logits=np.stack([one.logits for one in answers.methods])
         )
-    os.replace(partial, file)
 
 
 def _kept(file: Path) -> Answers:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluation.linear_probe import LOG_OF_NOTHING, choose_logistic, fit_logistic
+from ..evaluation.linear_probe import LOG_OF_NOTHING, LogisticProbe, choose_logistic, fit_logistic
 from ..evaluation.metrics import confusion_matrix, confusion_metrics
 from ..evaluation.neighbours import TEMPERATURE, knn_probabilities
 from .classical import EvenKinds
@@ -93,16 +93,24 @@ class Answer:
 
 def ask_backbone(folds: Folds, seed: int | None) -> Iterator[Answer]:
     """Answers from frozen features of a backbone, whose weights were drawn with the seed or, with None, trained."""
-    for k in NEIGHBOURS:
-        shares = knn_probabilities(folds.train, folds.train_labels, folds.test, k, folds.num_classes)
-        yield Answer(f"knn_{k}", _logarithms(shares), seed)
-    fixed = fit_logistic(folds.train, folds.train_labels, folds.num_classes)
+    yield from ask_without_choice(folds, seed)
     chosen = choose_logistic(
         folds.train, folds.train_labels, folds.validation, folds.validation_labels, folds.num_classes
     )
-    for method, probe in (("logistic", fixed), ("logistic_chosen", chosen)):
-        logits = probe.log_probabilities(folds.test).astype(np.float32)
-        yield Answer(method, logits, seed, {"c": probe.c, "converged": probe.converged})
+    yield _said_by("logistic_chosen", chosen, folds, seed)
+
+
+def ask_without_choice(folds: Folds, seed: int | None) -> Iterator[Answer]:
+    """Those answers of a backbone that choose nothing, so that the validation fold may be asked as well."""
+    for k in NEIGHBOURS:
+        shares = knn_probabilities(folds.train, folds.train_labels, folds.test, k, folds.num_classes)
+        yield Answer(f"knn_{k}", _logarithms(shares), seed)
+    yield _said_by("logistic", fit_logistic(folds.train, folds.train_labels, folds.num_classes), folds, seed)
+
+
+def _said_by(method: str, probe: LogisticProbe, folds: Folds, seed: int | None) -> Answer:
+    logits = probe.log_probabilities(folds.test).astype(np.float32)
+    return Answer(method, logits, seed, {"c": probe.c, "converged": probe.converged})
 
 
 def ask_classical(folds: Folds, seeds: Sequence[int]) -> Iterator[Answer]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import write_json
+from ..files import whole_file, write_json
 from .methods import METHODS
 
 _HEADINGS = {
@@ -33,9 +32,14 @@ def write_report(document: Mapping[str, Any], folder: Path) -> None:
     from ..evaluation.plots import figure_bytes
     from .plot import draw_probe
 
-    _write(folder / "probe.csv", to_csv(document).encode())
-    _write(folder / "probe.md", to_markdown(document).encode())
-    _write(folder / "probe.png", figure_bytes(draw_probe(document), "png"))
+    contents = {
+        "probe.csv": to_csv(document).encode(),
+        "probe.md": to_markdown(document).encode(),
+        "probe.png": figure_bytes(draw_probe(document), "png"),
+    }
+    for name, content in contents.items():
+        with whole_file(folder / name) as file:
+            file.write(content)
     write_json(folder / "probe.json", document)
 
 
@@ -156,10 +160,3 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _code(name: str) -> str:
     return f"`{name}`"
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)

@@ -12,6 +12,7 @@ from ..data.samples import CellImages
 from ..evaluation.comparison import COMPARED, bootstrap_intervals, paired_differences
 from ..evaluation.metrics import confusion_matrix, critical_mistakes
 from ..evaluation.predictions import Predictions
+from ..evaluation.seeds import over_seeds
 from ..evaluation.statistics import Interval, metric_intervals, wilson_interval
 from ..taxonomy import Taxonomy
 from .methods import HAVE_PROBABILITIES, HEADLINE
@@ -72,14 +73,15 @@ def score_method(
 
 def _over_seeds(intervals: Sequence[Interval]) -> Score:
     values = [interval.value for interval in intervals]
+    mean, spread = over_seeds(values)
     return Score(
-        value=float(np.mean(values)),
+        value=mean,
         low=float(np.mean([interval.low for interval in intervals])),
         high=float(np.mean([interval.high for interval in intervals])),
         method=intervals[0].method,
         n=intervals[0].n,
         seeds=tuple(values),
-        spread=float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        spread=spread,
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from ..data.images import decoder_versions
 from ..errors import BackboneUnavailableError
 from ..evaluation.features import Pooling, frozen_features
 from ..evaluation.frozen_backbones import UNTRAINED, FrozenBackbone, load_frozen_backbone
+from ..files import whole_file
 from ..model_builder import build_processor
 from ..recipe import DataSection
 from .classical import DESCRIPTION_VERSION, WIDTHS, classical_features
@@ -195,18 +195,11 @@ def _stacked(
         digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
         file = folder / f"{slug(name)}-{digest[:16]}.npy"
         if not file.is_file():
-            _keep(file, compute(table))
+            features = compute(table)
+            with whole_file(file) as stream:
+                np.save(stream, features)
         parts.append(np.load(file, allow_pickle=False))
     return np.concatenate(parts)
-
-
-def _keep(file: Path, features: np.ndarray) -> None:
-    """Write features so that a file of this name is always whole."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    with open(partial, "wb") as stream:
-        np.save(stream, features)
-    os.replace(partial, file)
 
 
 def slug(name: str) -> str:

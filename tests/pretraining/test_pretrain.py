@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from cytodino_hf.cli import main
 from cytodino_hf.data.loading import load_split
 from cytodino_hf.errors import BadNumbersError, CollapseError, NotEnoughMemoryError
-from cytodino_hf.model_builder import build_config, build_model
 from cytodino_hf.files import without_places
+from cytodino_hf.model_builder import build_config, build_model
 from cytodino_hf.pretraining.backbone_folder import write_teacher
 from cytodino_hf.pretraining.curves import draw_pretraining
 from cytodino_hf.pretraining.labelled import labelled_images

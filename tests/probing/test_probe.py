@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -162,9 +163,10 @@ def test_what_is_kept_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.
         stream.write(b"half")  # type: ignore[attr-defined]
         raise KeyboardInterrupt
 
+    images = SimpleNamespace(tables=[SimpleNamespace(sha256=(b"1", b"2"))])
     monkeypatch.setattr(systems.np, "save", cut)
     with pytest.raises(KeyboardInterrupt):
-        systems._keep(tmp_path / "features" / "a.npy", np.zeros((2, 2)))
+        systems._stacked(images, tmp_path / "features", "a", {}, lambda table: np.zeros((2, 2)))
     assert not (tmp_path / "features" / "a.npy").exists()
     monkeypatch.setattr(answers.np, "savez", cut)
     with pytest.raises(KeyboardInterrupt):
