@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .settings import StudySettings
 
 RECIPES = Path(__file__).resolve().parent.parent.parent / "recipes"
-OURS, PUBLISHED = "cytodino32", "cytodino_published"
+OURS, PUBLISHED, TINY = "cytodino32", "cytodino_published", "cytodino_tiny"
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,8 @@ _ARMS = (
     Arm("with_more", "more labels, equal images shown", more="equal"),
     Arm("published_with_more", "as published, more labels", PUBLISHED, precision="no", more="equal"),
     Arm("with_more_long", "more labels, equal passes", more="all"),
+    Arm("tiny", "rates for a tiny backbone", TINY),
+    Arm("tiny_with_more", "rates for a tiny backbone, more labels", TINY, more="equal"),
 )
 #: Name -> arm; the first is what the others are compared with.
 ARMS = {arm.name: arm for arm in _ARMS}

@@ -49,11 +49,12 @@ def test_what_the_arms_take_from_the_published_recipe_is_all_it_differs_in() -> 
 def test_every_arm_changes_something_and_the_unchanged_ones_are_the_recipes() -> None:
     unchanged = {
         name: [a.name for a in arms.ARMS.values() if a.recipe == name and arms.changed(a) == arms._read(name)]
-        for name in (arms.OURS, arms.PUBLISHED)
+        for name in (arms.OURS, arms.PUBLISHED, arms.TINY)
     }
     assert unchanged == {
         arms.OURS: ["ours", "float32", "with_more", "with_more_long"],
         arms.PUBLISHED: ["published", "published_with_more"],
+        arms.TINY: ["tiny", "tiny_with_more"],
     }
 
 
