@@ -11,14 +11,16 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from cytodino_hf.evaluation.predictions import computing_in
+from cytodino_hf.evaluation.scoring import ScoredBatch, computing_in, score
 from cytodino_hf.model_builder import build_processor, merge
+from cytodino_hf.prediction.pictures import InputPictures
 
 from .cells import memory_of_cells, model_result, time_cells
 from .machine import limit_threads
 from .models import benchmark_recipe, build_ours, build_published, flops_of, give_weights, load_batches
 from .pictures import Pictures, load_folder, open_pictures
-from .published_model import evaluate
+from .published_data import PublishedDataset, evaluation_transform
+from .published_model import PublishedClassifier, evaluate
 from .results import Images, Result
 from .rounds import Work
 from .settings import Precision, PredictSettings
@@ -57,7 +59,7 @@ def run(settings: PredictSettings, command: str) -> Result:
         about = Images(name=pictures.name, is_drawn=pictures.images.is_drawn, count=settings.pictures)
     return model_result(
         "predict",
-        "Scoring",
+        "Scoring files" if settings.files else "Scoring",
         names,
         settings,
         command=command,
@@ -102,7 +104,8 @@ def _make(
         return _published(model, images, settings, answers)
     precision: Precision = "bfloat16" if "bfloat16" in name else "float32"
     merged = merge(copy.deepcopy(model))  # in place, and the model is needed again
-    return _ours(merged, images, settings, _batch_size(name), precision, answers)
+    ours = _ours_from_files if settings.files else _ours
+    return ours(merged, images, settings, _batch_size(name), precision, answers)
 
 
 def _published(
@@ -110,6 +113,8 @@ def _published(
 ) -> Work:
     published = build_published(settings.backbone).to(settings.device).eval()
     give_weights(model, published)
+    if settings.files:
+        return _published_from_files(published, images, settings, answers)
     recipe = benchmark_recipe(settings.backbone, 1, Path("unused"))
     normalize = build_processor(recipe.data).normalize_batch
     ready = [
@@ -119,6 +124,56 @@ def _published(
 
     def work(number: int) -> None:
         answers[number] = evaluate(published, ready[max(number, 0) % len(ready)])
+
+    return work
+
+
+def _published_from_files(
+    published: PublishedClassifier,
+    images: CellImages,
+    settings: PredictSettings,
+    answers: dict[int, torch.Tensor],
+) -> Work:
+    transform = evaluation_transform()
+    parts = [PublishedDataset(_files(p), p.labels, transform) for p in _parts(images, settings)]
+
+    def work(number: int) -> None:
+        part = parts[max(number, 0) % len(parts)]
+        pixels = (part[row][0][None].to(settings.device) for row in range(len(part)))
+        answers[number] = torch.cat([evaluate(published, picture) for picture in pixels])
+
+    return work
+
+
+def _files(images: CellImages) -> list[str]:
+    return [f"{images.root}/{path}" for path in images.column("path")]
+
+
+def _ours_from_files(
+    model: CytoDinoForImageClassification,
+    images: CellImages,
+    settings: PredictSettings,
+    batch_size: int,
+    precision: Precision,
+    answers: dict[int, torch.Tensor],
+) -> Work:
+    """What `cytodino predict` does once the model is loaded."""
+    processor = build_processor(benchmark_recipe(settings.backbone, batch_size, Path("unused")).data)
+    parts = [_files(part) for part in _parts(images, settings)]
+
+    def work(number: int) -> None:
+        paths = parts[max(number, 0) % len(parts)]
+        scored: list[ScoredBatch] = []
+        score(
+            model,
+            processor,
+            InputPictures(paths, paths, range(len(paths)), processor),
+            scored.append,
+            batch_size=batch_size,
+            precision=precision,
+            show_progress=False,
+        )
+        answers[number] = torch.from_numpy(np.concatenate([batch.logits for batch in scored]))
 
     return work
 
@@ -186,7 +241,13 @@ def _notes(settings: PredictSettings, answers: _Answers, right: float) -> list[s
     notes = [
         "Published: one picture at a time, float32, LoRA computed beside the frozen weights. Ours: LoRA merged, uint8 "
         "batches normalised inside the timing; in bfloat16 the backbone's weights are cast once a round and the head "
-        "computes in float32. Pictures decoded before.",
+        "computes in float32. "
+        + (
+            "Both begin with the files: Pillow and albumentations' resize, against the decoder and the batches of "
+            "`cytodino predict`, whose resize is Pillow's."
+            if settings.files
+            else "Pictures decoded before."
+        ),
         f"The head was fitted for {_FIT_STEPS} steps on the tokens of these pictures ({right:.0%} of them right "
         "afterwards), so that no logits tie; the backbone's weights are random.",
     ]

@@ -209,6 +209,8 @@ def section_name(result: Result) -> str:
     about = [result.benchmark, str(result.settings.get("backbone", ""))]
     if result.images is not None and result.benchmark == "data":
         about.append("drawn" if result.images.is_drawn else "real")
+    if result.settings.get("files"):
+        about.append("files")
     about.append("gpu" if result.clock == "device_s" else "cpu")
     return " ".join(filter(None, about))
 

@@ -89,10 +89,12 @@ class PredictSettings(ModelSettings):
 
     Args:
         pictures: Pictures of one round.
+        files: Start from the image files on both sides, not from pictures that are decoded already.
     """
 
     batch_sizes: tuple[int, ...] = (8,)
     pictures: int = Field(32, ge=1)
+    files: bool = False
 
 
 #: Smallest sizes of each benchmark (`--quick`).

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .model.configuration_cytodino import CytoDinoConfig
 
 logger = logging.getLogger(__name__)
+#: Files of a backbone's folder that say where it came from and under which licence it stands.
+ABOUT_BASE = ("pretraining.json", "LICENSE.md", "LICENSE")
 
 # Beginnings of names that are known to be gated, so that it can be said without asking the Hub.
 _GATED = ("facebook/dinov3-",)
@@ -104,7 +106,17 @@ def keep_base(recipe: Recipe, config: CytoDinoConfig, folder: Path) -> None:
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     backbone.save_pretrained(partial)
+    for file in _about(recipe.model.backbone):
+        shutil.copyfile(file, partial / file.name)
     os.replace(partial, folder)  # a folder of this name is always whole
+
+
+def _about(name: str | None) -> list[Path]:
+    """What a local backbone says of its origin and licence; a card needs it as long as the model lives."""
+    if name is None:
+        return []
+    folder = Path(backbone_source(name))
+    return [file for known in ABOUT_BASE if (file := folder / known).is_file()]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import cli_backbones, cli_benchmark, cli_probe
+from . import cli_backbones, cli_benchmark, cli_data, cli_predict, cli_probe, cli_publish
 from .errors import CytoDinoError
 
 #: Beside `run_finetune.py` in a checkout.
@@ -158,11 +158,14 @@ def check(
 COMMANDS: dict[tuple[str, ...], tuple[Callable[..., None], dict[str, Any]]] = {
     ("finetune",): (finetune, _TAKES_OVERRIDES),
     ("pretrain",): (pretrain, _TAKES_OVERRIDES),
+    ("data", "get"): (cli_data.get, _TAKES_OVERRIDES),
     ("data", "draw"): (draw, {}),
     ("data", "check"): (check, _TAKES_OVERRIDES),
     ("convert",): (cli_backbones.convert, {}),
     ("explain",): (cli_backbones.explain, {}),
     ("probe",): (cli_probe.probe, _TAKES_OVERRIDES),
+    ("predict",): (cli_predict.predict, {}),
+    ("publish",): (cli_publish.publish, {}),
     ("benchmark", "data"): (cli_benchmark.data, {}),
     ("benchmark", "step"): (cli_benchmark.step, {}),
     ("benchmark", "predict"): (cli_benchmark.predict, {}),
@@ -200,6 +203,11 @@ def main(arguments: list[str] | None = None) -> None:
     except CytoDinoError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+
+
+def push_to_hub(arguments: list[str] | None = None) -> None:
+    """`push_to_hub.py RUN ...` is `cytodino publish RUN ...`."""
+    main(["publish", *(sys.argv[1:] if arguments is None else arguments)])
 
 
 def run_finetune(arguments: list[str] | None = None) -> None:

@@ -182,9 +182,13 @@ def predict(
     written: _Written,
     batch_sizes: _BatchSizes = "8",
     pictures: Annotated[int, typer.Option(min=1, help="Pictures of one round.")] = 32,
+    files: Annotated[
+        bool, typer.Option("--files", help="Begin with the image files, not with decoded pictures.")
+    ] = False,
 ) -> None:
     """Scoring: one picture at a time in float32, against batches with LoRA merged; how often both agree."""
-    _run("predict", "PredictSettings", _model(of_model, batch_sizes) | {"pictures": pictures}, written)
+    own = {"pictures": pictures, "files": files}
+    _run("predict", "PredictSettings", _model(of_model, batch_sizes) | own, written)
 
 
 @_with_shared_options

@@ -36,6 +36,10 @@ class BackboneUnavailableError(CytoDinoError):
     """The backbone is gated, missing, refused or out of reach; says how to get it."""
 
 
+class ModelUnavailableError(CytoDinoError):
+    """A finished model is missing, out of reach, changed or of another kind; says how to get it."""
+
+
 class RunFolderError(CytoDinoError):
     """The output folder belongs to another recipe or other data, or is not a run at all."""
 
@@ -92,6 +96,14 @@ class NotEnoughMemoryError(CytoDinoError):
 
 class WeightsFileError(CytoDinoError):
     """A file of weights is damaged, of another kind, or holds another model than was said; names file and tensors."""
+
+
+class PublishError(CytoDinoError):
+    """A model cannot be published: not finished, not whole, no right to write, or no connection; says the remedy."""
+
+
+class LeakError(PublishError):
+    """Something that must not leave the machine is in what was about to be sent; says where."""
 
 
 class CollapseError(CytoDinoError):

@@ -11,8 +11,9 @@ from .data.loading import load_split
 from .data.samples import CellImages
 from .data.splits import Split
 from .data.transforms import Augmentation, build_augmentation
-from .evaluation.predictions import Predictions, predict, write_embeddings
+from .evaluation.predictions import Predictions, write_embeddings
 from .evaluation.report import ReportContext, write_report
+from .evaluation.scoring import predict
 from .launch import refuse_independent_trainings
 from .losses import build_loss
 from .model_builder import (
@@ -22,6 +23,7 @@ from .model_builder import (
     merge,
     save_model,
 )
+from .publishing.publish import check_account, publish
 from .recipe import Recipe
 from .recovery import (
     batch_in_words,
@@ -68,6 +70,7 @@ def finetune(recipe: Recipe) -> RunFolder:
         with joined_processes():
             split = first_process_first(lambda: _begin(recipe, run))
             if split is None:
+                _publish(recipe, run)
                 return run
             trainer, training = train_through_setbacks(
                 recipe,
@@ -92,11 +95,14 @@ def finetune(recipe: Recipe) -> RunFolder:
             seed=recipe.evaluation.seed,
         )
         run.finish()
+        _publish(recipe, run)
         return run
 
 
 def _begin(recipe: Recipe, run: RunFolder) -> Split | None:
     """Claim the folder and find the images; None where the run is finished."""
+    if recipe.hub.repo_id is not None and is_first_process():
+        check_account(recipe.hub.repo_id)  # hours of training should not end at a missing token
     run.check(recipe)
     if run.is_finished_with(recipe, lambda: load_split(recipe)):
         if is_first_process():
@@ -112,12 +118,28 @@ def _begin(recipe: Recipe, run: RunFolder) -> Split | None:
     return split
 
 
+def _publish(recipe: Recipe, run: RunFolder) -> None:
+    """Put the finished model on the Hub where the recipe asks for it; again, where that failed the last time."""
+    hub = recipe.hub
+    if hub.repo_id is None or not is_first_process():
+        return
+    done = publish(
+        run.path,
+        hub.repo_id,
+        merged=hub.merged,
+        private=hub.private,
+        revision=hub.publish_revision,
+        storage=hub.storage,
+    )
+    logger.warning("%s", done.text)
+
+
 def _assemble(recipe: Recipe, images: CellImages, run: RunFolder) -> CytoTrainer:
     """Model, loss and data of a recipe in a trainer that is ready to run."""
     processor = build_processor(recipe.data)
     train, validation = images.fold("train"), images.fold("validation")
     class_counts = list(train.counts().values())
-    config = build_config(recipe, images.taxonomy)
+    config = build_config(recipe, images.taxonomy, images.fingerprint())
     return build_trainer(
         recipe,
         model=first_process_first(lambda: build_model(recipe, config, run.base)),  # it may write the base

@@ -9,7 +9,8 @@ What a RUN holds, and how `from_pretrained` and `pipeline()` find the weights ag
 | `full` | `model.safetensors` | `model.safetensors` |
 
 Norms and biases that train (`train_norms`, `train_biases`) are part of the adapter. A backbone that is not on the
-Hub travels with the RUN in `base/`.
+Hub travels with the RUN in `base/`. `binding` in config.json says which base, labels, preprocessing and weights belong
+together; another one is refused on loading (`model/binding_cytodino.py`).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from .backbones import (
     quiet,
     read_backbone_config,
 )
+from .binding import begin_binding, bind_base, finish_binding
 from .lora import add_lora, first_block, share_casts
 from .model.configuration_cytodino import CytoDinoConfig
 from .model.image_processing_cytodino import CytoDinoImageProcessor
@@ -81,8 +83,13 @@ def build_processor(data: DataSection) -> CytoDinoImageProcessor:
     )
 
 
-def build_config(recipe: Recipe, taxonomy: Taxonomy) -> CytoDinoConfig:
+def build_config(recipe: Recipe, taxonomy: Taxonomy, data_fingerprint: str | None = None) -> CytoDinoConfig:
     """Configuration of the model; of the backbone only its configuration is read.
+
+    Args:
+        recipe: The recipe.
+        taxonomy: Of its images.
+        data_fingerprint: Of its images, kept with the model; None where there are none.
 
     Raises:
         BackboneUnavailableError: The backbone's configuration cannot be had, or it has fewer blocks than
@@ -101,6 +108,7 @@ def build_config(recipe: Recipe, taxonomy: Taxonomy) -> CytoDinoConfig:
         head_dropout=model.head_dropout,
         position_jitter=model.position_jitter,
         taxonomy=taxonomy.to_dict(),
+        binding=begin_binding(recipe, data_fingerprint),
         base_model_name_or_path=model.backbone if on_hub else None,
         base_model_revision=commit if on_hub else None,
         id2label=dict(enumerate(taxonomy.codes)),
@@ -127,6 +135,7 @@ def build_model(recipe: Recipe, config: CytoDinoConfig, base_folder: Path) -> nn
     on_hub = config.base_model_name_or_path is not None
     if not on_hub and recipe.model.method != "full":
         keep_base(recipe, config, base_folder)
+        bind_base(config, recipe, base_folder)
         model = _load(recipe, config, str(base_folder), {})
     elif recipe.model.backbone is None:
         set_seed(recipe.training.seed)
@@ -135,6 +144,8 @@ def build_model(recipe: Recipe, config: CytoDinoConfig, base_folder: Path) -> nn
         )
     else:
         hub = {"revision": config.base_model_revision, **hub_arguments(recipe.hub)} if on_hub else {}
+        if on_hub:
+            bind_base(config, recipe, None)
         model = _load(recipe, config, backbone_source(recipe.model.backbone), hub)
     set_seed(recipe.training.seed)  # LoRA's own weights, whatever was drawn before
     return prepare_for_training(model, recipe.model).train()
@@ -204,6 +215,7 @@ def save_model(model: nn.Module, processor: CytoDinoImageProcessor, folder: Path
     config.backbone_config._name_or_path = config.base_model_name_or_path or ""  # type: ignore[union-attr]
     if method == "full":
         config.base_model_name_or_path = config.base_model_revision = None
+        config.adapter_subfolder = config.adapter_type = config.base_subfolder = None
         # The names in memory: a raw load finds every tensor, also where transformers would rename on disk.
         plain.save_pretrained(folder, save_original_format=False)
     else:
@@ -217,9 +229,18 @@ def save_model(model: nn.Module, processor: CytoDinoImageProcessor, folder: Path
         else:
             tensors = {n: p.detach().contiguous() for n, p in plain.named_parameters() if p.requires_grad}
             save_file(tensors, folder / WEIGHTS_FILE["head"], metadata={"format": "pt"})
+    processor.save_pretrained(folder)
+    finish_binding(config, folder, _weights_files(folder, method), config.base_subfolder)
     custom_object_save(plain, str(folder), config=config)
     config.save_pretrained(folder)
-    processor.save_pretrained(folder)
+
+
+def _weights_files(folder: Path, method: str) -> list[str]:
+    """Files that decide what the model answers, besides the configuration; relative to its folder."""
+    if method == "full":
+        return sorted(path.name for path in folder.glob("model*.safetensors*"))
+    files = [WEIGHTS_FILE[method]]
+    return [f"{ADAPTER_FOLDER}/adapter_config.json", *files] if method == "lora" else files
 
 
 def _save_lora(model: Any, adapter: Path, config: CytoDinoConfig) -> None:

@@ -191,6 +191,16 @@ class HubSection(Section):
     cache_dir: str | None = Field(None, description="folder of the local cache; null: the usual one")
 
 
+class FinalHubSection(HubSection):
+    """How the backbone is fetched, and where the model goes at the end of the run."""
+
+    repo_id: str | None = Field(None, description="USER/NAME on the Hub to publish to; null publishes nothing")
+    private: bool = Field(False, description="make a new repository private")
+    merged: bool = Field(False, description="publish whole weights instead of an adapter")
+    publish_revision: str | None = Field(None, description="branch to write to; null: main")
+    storage: Literal["float32", "bfloat16"] = Field("float32", description="type of the published weights")
+
+
 @dataclass(frozen=True)
 class LossSection:
     """Name of a loss and its options, checked by the model in the loss's own file."""
@@ -208,7 +218,7 @@ class Recipe:
     loss: LossSection
     training: TrainingSection
     evaluation: EvaluationSection
-    hub: HubSection
+    hub: FinalHubSection
     source_options: Mapping[str, BaseModel]
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
@@ -264,7 +274,7 @@ def parse_recipe(document: Mapping[str, Any], *, source: str, problems: Sequence
         "loss": _check_loss(sections.get("loss", {}), LOSSES, found),
         "training": check_model(TrainingSection, sections.get("training", {}), "training", found),
         "evaluation": check_model(EvaluationSection, sections.get("evaluation", {}), "evaluation", found),
-        "hub": check_model(HubSection, sections.get("hub", {}), "hub", found),
+        "hub": check_model(FinalHubSection, sections.get("hub", {}), "hub", found),
     }
     check_training_arguments(sections.get("training", {}), tuple(TrainingSection.model_fields), found)
     check_contradictions(checked, options, found)

@@ -405,7 +405,12 @@ def test_each_cell_is_built_by_its_name_for_its_peak_memory(
         predict.build(predict_settings.model_dump(mode="json") | root, name)
         for name in (predict._PUBLISHED, *predict._our_cells(predict_settings))
     ]
-    assert len(works) == 8
+    from_files = predict_settings.model_copy(update={"files": True})
+    works += [
+        predict.build(from_files.model_dump(mode="json") | root, name)
+        for name in (predict._PUBLISHED, *predict._our_cells(from_files))
+    ]
+    assert len(works) == 10
     for work in works:
         for number in range(2):
             work(number)

@@ -23,14 +23,15 @@ STAGES = [
     {"recipe", "recipe_checks", "recipe_mistakes"},
     {"data"},
     {"model"},
-    {"backbones", "lora", "model_builder"},
+    {"backbones", "binding", "lora", "model_builder"},
     {"losses"},
     {"checkpoints", "training", "trainer"},
     {"evaluation"},
     {"launch", "folder_lock", "run_folder", "memory", "planning", "recovery"},
     {"run_records"},
-    {"finetune", "pretraining", "conversion", "probing"},
-    {"cli_backbones", "cli_benchmark", "cli_probe"},
+    {"publishing"},
+    {"finetune", "pretraining", "conversion", "prediction", "probing"},
+    {"cli_backbones", "cli_benchmark", "cli_data", "cli_predict", "cli_probe", "cli_publish"},
     {"cli", "__main__"},
 ]
 # Imports inside functions that look forward: tables that say what a recipe may name, and the metrics of training.

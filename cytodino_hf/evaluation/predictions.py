@@ -1,4 +1,4 @@
-"""PREDICTIONS: the one object every report takes, its Parquet form, and the loop that makes it.
+"""PREDICTIONS: the one object every report takes, and its Parquet form.
 
 The Parquet file has the columns `id, path, source, group, fold, label, logits, probabilities, prediction,
 model_revision`; `label` may be null; class codes in label order, and what a group is, stand in the file's
@@ -8,24 +8,26 @@ metadata. Embeddings go into a sibling file by id.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import DataError
 
 if TYPE_CHECKING:
-    import torch
-
-    from ..data.samples import CellImages
-    from ..model.image_processing_cytodino import CytoDinoImageProcessor
-    from ..model.modeling_cytodino import CytoDinoForImageClassification
+    import pyarrow as pa
 
 _METADATA_KEY = b"cytodino"
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Softmax of (images, classes), float32, computed in float64."""
+    wide = logits.astype(np.float64)
+    shifted = np.exp(wide - wide.max(axis=1, keepdims=True, initial=-np.inf))
+    return (shifted / shifted.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,8 @@ class Predictions:
 
     @property
     def probabilities(self) -> np.ndarray:
-        """Softmax of the logits, float32 (images, classes), computed in float64."""
-        logits = self.logits.astype(np.float64)
-        shifted = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
-        return (shifted / shifted.sum(axis=1, keepdims=True)).astype(np.float32)
+        """Softmax of the logits, float32 (images, classes)."""
+        return softmax(self.logits)
 
     @property
     def predicted(self) -> np.ndarray:
@@ -99,10 +99,9 @@ class Predictions:
         """Only the rows of one fold."""
         return self.select([i for i, fold in enumerate(self.folds) if fold == name])
 
-    def to_parquet(self, path: str | Path) -> None:
-        """Write the one schema of the project (see the module text)."""
+    def to_table(self) -> pa.Table:
+        """The one schema of the project (see the module text), as an Arrow table with its metadata."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         floats = pa.list_(pa.float32())
         table = pa.table(
@@ -124,8 +123,14 @@ class Predictions:
             "group_kind": self.group_kind,
             "model_revision": self.model_revision,
         }
+        return table.replace_schema_metadata({_METADATA_KEY: json.dumps(about)})
+
+    def to_parquet(self, path: str | Path) -> None:
+        """Write `to_table`."""
+        import pyarrow.parquet as pq
+
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table.replace_schema_metadata({_METADATA_KEY: json.dumps(about)}), path)
+        pq.write_table(self.to_table(), path)
 
     @classmethod
     def from_parquet(cls, path: str | Path) -> Predictions:
@@ -182,97 +187,3 @@ def read_embeddings(path: str | Path) -> tuple[list[str], np.ndarray]:
 
     table = pq.read_table(path).to_pydict()
     return table["id"], np.array(table["embedding"], dtype=np.float32)
-
-
-@contextmanager
-def computing_in(
-    model: CytoDinoForImageClassification, precision: Literal["float32", "bfloat16"]
-) -> Iterator[torch.dtype]:
-    """Compute in float32, or with the backbone's weights in bfloat16 for a while; yields the type of the pictures.
-
-    Afterwards the very same weights are back. The head, a small part of the work, stays in float32: its answers are
-    what is ranked and calibrated.
-    """
-    import torch
-
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
-    originals = [(p, p.data) for p in model.backbone.parameters()]
-    cudnn = torch.backends.cudnn
-    # cuDNN would compute the patch embedding in TF32, with 10 bits of mantissa.
-    exact = cudnn.flags(
-        cudnn.enabled, cudnn.benchmark, cudnn.benchmark_limit, cudnn.deterministic, allow_tf32=False
-    )
-    try:
-        for parameter, original in originals:
-            parameter.data = original.to(dtype)
-        with exact:
-            yield dtype
-    finally:
-        for parameter, original in originals:
-            parameter.data = original
-
-
-def predict(
-    model: CytoDinoForImageClassification,
-    processor: CytoDinoImageProcessor,
-    images: CellImages,
-    *,
-    model_revision: str,
-    batch_size: int = 32,
-    workers: int = 0,
-    precision: Literal["float32", "bfloat16"] = "float32",
-) -> tuple[Predictions, np.ndarray]:
-    """Score images with the pictures `pipeline()` would use: no variation, LoRA merged.
-
-    Args:
-        model: In eval mode, on the device to compute on.
-        processor: Its image processor.
-        images: Rows to score, in this order.
-        model_revision: Written into every row.
-        batch_size: Pictures at once.
-        workers: Processes that read pictures.
-        precision: Of the backbone's weights and of what it computes; the head always computes in float32. float32 is
-            exact float32 on a GPU too (no TF32).
-
-    Returns:
-        The predictions, and the head's embeddings, float32 (images, width).
-
-    Raises:
-        DataError: A picture cannot be read (names it), or there is none.
-        BadNumbersError: The model's answer to a picture is not finite; names it.
-    """
-    import torch
-    from torch.utils.data import DataLoader
-    from tqdm.auto import tqdm
-
-    from ..data.dataset import CellDataset, collate
-    from ..training.guards import refuse_bad_logits
-    from ..training.remedies import FINE_TUNING
-
-    if not images.labels:
-        raise DataError("no images to score")
-    loader = DataLoader(CellDataset(images, processor), batch_size, num_workers=workers, collate_fn=collate)
-    logits, embeddings = [], []
-    progress = tqdm(total=len(images.labels), desc="scoring", unit="image")
-    with computing_in(model, precision) as dtype, torch.inference_mode(), progress:
-        for batch in loader:
-            pixels = processor.normalize_batch(batch["pixel_values"].to(model.device))
-            output = model(pixel_values=pixels.to(dtype))
-            logits.append(output.logits.float().cpu().numpy())
-            embeddings.append(output.embedding.float().cpu().numpy())
-            progress.update(len(pixels))
-    predictions = Predictions(
-        ids=images.column("id"),
-        paths=images.column("path"),
-        sources=images.column("source"),
-        groups=images.column("group"),
-        folds=images.folds,
-        labels=np.asarray(images.labels, dtype=np.int64),
-        logits=np.concatenate(logits),
-        classes=images.taxonomy.codes,
-        model_revision=model_revision,
-        group_kind=images.group_kind,
-    )
-    if bad := [predictions.ids[row] for row in np.flatnonzero(~np.isfinite(predictions.logits).all(axis=1))]:
-        refuse_bad_logits("scoring", bad, FINE_TUNING.numbers)
-    return predictions, np.concatenate(embeddings)

@@ -25,6 +25,7 @@ class CytoDinoConfig(PreTrainedConfig):
         base_subfolder: Folder beside this file that holds the backbone, where it is not on the Hub.
         adapter_subfolder: Folder beside this file with the trained part; None where the weights are whole.
         adapter_type: `lora` (a peft adapter) or `tensors` (only the trained tensors, `trained.safetensors`).
+        binding: What the model was made of; compared on every loading (see `binding_cytodino`).
     """
 
     model_type = "cytodino"
@@ -43,6 +44,7 @@ class CytoDinoConfig(PreTrainedConfig):
     base_subfolder: str | None = None
     adapter_subfolder: str | None = None
     adapter_type: str | None = None
+    binding: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.backbone_config is None:

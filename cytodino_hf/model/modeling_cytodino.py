@@ -1,5 +1,6 @@
 """CytoDINO: a ViT backbone (DINOv3, DINOv2) and a head that reads all its tokens."""
 
+import copy
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +14,14 @@ from transformers import AutoModel, PreTrainedModel, initialization
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import cached_file, can_return_tuple, logging
 
+from .binding_cytodino import access_explained, check_binding, is_bound
 from .configuration_cytodino import CytoDinoConfig
 
 _HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+# What a configuration says of weights that lie in parts.
+_ABOUT_PARTS = (
+    "binding", "base_model_name_or_path", "base_model_revision", "base_subfolder", "adapter_subfolder", "adapter_type",
+)  # fmt: skip
 
 
 @dataclass
@@ -226,11 +232,18 @@ class CytoDinoForImageClassification(CytoDinoPreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *args: Any, config: Any = None, **kwargs: Any
     ) -> "CytoDinoForImageClassification":
-        """Load whole weights, or a backbone and the adapter trained on it (merged, in eval mode)."""
+        """Load whole weights, or a backbone and the adapter trained on it (merged, in eval mode).
+
+        Raises:
+            BindingError: Base, labels, preprocessing or weights are not those the model was made with.
+            BaseUnavailableError: The backbone of an adapter cannot be had; says how to get it.
+        """
         path = str(pretrained_model_name_or_path)
         hub = {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}
         if config is None:
             config = cls.config_class.from_pretrained(path, **hub)
+        if is_bound(config) or getattr(config, "adapter_subfolder", None) is not None:
+            check_binding(path, config, hub)
         if getattr(config, "adapter_subfolder", None) is None:
             return super().from_pretrained(path, *args, config=config, **kwargs)
         for key in ("adapter_kwargs", "subfolder"):  # they belong to the adapter, not to the backbone
@@ -242,9 +255,21 @@ class CytoDinoForImageClassification(CytoDinoPreTrainedModel):
                 config.base_model_name_or_path,
                 {**kwargs, "revision": config.base_model_revision},
             )
-        model = _load_quietly(super().from_pretrained, base, *args, config=config, **base_kwargs)
+        with access_explained(str(base), config.base_model_revision):
+            model = _load_quietly(super().from_pretrained, base, *args, config=config, **base_kwargs)
         load = _load_lora if config.adapter_type == "lora" else _load_tensors
         return load(model, path, config.adapter_subfolder, hub).eval()
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Save whole weights, bound to nothing: they may have been trained further, and need no backbone."""
+        bound = self.config
+        self.config = copy.deepcopy(bound)
+        for key in _ABOUT_PARTS:
+            setattr(self.config, key, None)
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self.config = bound
 
 
 def _load_quietly(load: Callable[..., Any], base: str | None, *args: Any, **kwargs: Any) -> Any:
@@ -253,11 +278,6 @@ def _load_quietly(load: Callable[..., Any], base: str | None, *args: Any, **kwar
     logging.set_verbosity(logging.CRITICAL)
     try:
         return load(base, *args, **kwargs)
-    except OSError as error:
-        raise OSError(
-            f"the backbone {base!r} of this adapter cannot be loaded. If it is gated, accept its licence on its page "
-            f"and set HF_TOKEN; offline, fetch it once with a connection. ({error})"
-        ) from error
     finally:
         logging.set_verbosity(level)
 

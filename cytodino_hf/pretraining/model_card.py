@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..publishing.licences import inherited_licence
 from .history import unlisted
-
-# Beginnings of names on the Hub whose weights a continued backbone inherits a licence from.
-_LICENCES = {
-    "facebook/dinov3": (
-        "dinov3-license",
-        "https://ai.meta.com/resources/models-and-libraries/dinov3-license/",
-    ),
-    "facebook/dinov2": ("apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0"),
-}
 
 
 def card(record: dict[str, Any]) -> str:
@@ -28,7 +20,7 @@ def card(record: dict[str, Any]) -> str:
 def _front_matter(record: dict[str, Any]) -> list[str]:
     lines = ["---", "library_name: transformers", "pipeline_tag: image-feature-extraction"]
     lines += ["tags:", "- cytology", "- bone-marrow", "- self-supervised", "- ibot"]
-    if (licence := _licence(record["origin"])) is not None:
+    if (licence := inherited_licence(record["origin"])) is not None:
         base, name, link = licence
         is_own = name.endswith("-license")
         lines += (
@@ -38,16 +30,6 @@ def _front_matter(record: dict[str, Any]) -> list[str]:
         )
         lines += [f"base_model: {base}"]
     return [*lines, "---"]
-
-
-def _licence(origin: dict[str, Any] | None) -> tuple[str, str, str] | None:
-    """Name, licence and its address of published weights these are derived from, over any number of pretrainings."""
-    while origin is not None:
-        for start, (licence, link) in _LICENCES.items():
-            if origin["name"].startswith(start):
-                return origin["name"], licence, link
-        origin = origin.get("origin")
-    return None
 
 
 def _body(record: dict[str, Any]) -> list[str]:
@@ -175,7 +157,7 @@ def _with_interval(row: dict[str, Any], key: str) -> str:
 
 
 def _licence_in_words(origin: dict[str, Any] | None) -> str:
-    if (licence := _licence(origin)) is not None:
+    if (licence := inherited_licence(origin)) is not None:
         base, name, link = licence
         return f"The weights are derived from `{base}` and stand under its licence, {name} ({link})."
     return (

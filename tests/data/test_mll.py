@@ -13,7 +13,7 @@ import requests
 from kagglehub.exceptions import DataCorruptionError, KaggleApiHTTPError
 
 from cytodino_hf.data.samples import CellImages
-from cytodino_hf.data.sources import mll
+from cytodino_hf.data.sources import kaggle, mll
 from cytodino_hf.errors import DataError
 from cytodino_hf.taxonomy import MLL, MLL_IMAGE_COUNTS
 
@@ -164,6 +164,17 @@ def test_an_incomplete_download_is_refused_but_may_be_used_as_a_root(
     assert len(load(tmp_path).dataset) == 1
 
 
+def test_a_download_that_says_it_was_drawn_is_called_drawn_and_needs_no_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "BLA/BLA_00001.jpg", "drawn.json")
+    download_gives(monkeypatch, tmp_path)
+    images = load(None)
+    assert images.is_drawn
+    assert "no real patient" in images.attribution
+    assert "Matek" not in images.attribution
+
+
 def http_error(status: int) -> KaggleApiHTTPError:
     return KaggleApiHTTPError("refused", response=SimpleNamespace(status_code=status))
 
@@ -185,6 +196,7 @@ def test_a_failed_download_says_what_to_do(
     error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     download_gives(monkeypatch, error)
+    monkeypatch.setattr(kaggle.time, "sleep", lambda _: None)
     with pytest.raises(DataError, match=message) as caught:
         load(None)
     assert "set data.root" in str(caught.value)

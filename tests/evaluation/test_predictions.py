@@ -16,7 +16,8 @@ from cytodino_hf.data.dataset import CellDataset
 from cytodino_hf.data.samples import CellImages
 from cytodino_hf.data.sources import SOURCES
 from cytodino_hf.errors import DataError
-from cytodino_hf.evaluation.predictions import Predictions, predict, read_embeddings, write_embeddings
+from cytodino_hf.evaluation.predictions import Predictions, read_embeddings, write_embeddings
+from cytodino_hf.evaluation.scoring import predict
 from cytodino_hf.model.configuration_cytodino import CytoDinoConfig
 from cytodino_hf.model.image_processing_cytodino import CytoDinoImageProcessor
 from cytodino_hf.model.modeling_cytodino import CytoDinoForImageClassification

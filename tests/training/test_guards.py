@@ -16,7 +16,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from cytodino_hf.errors import BadNumbersError
-from cytodino_hf.evaluation.predictions import predict
+from cytodino_hf.evaluation.scoring import predict
 from cytodino_hf.finetune import finetune
 from cytodino_hf.model.image_processing_cytodino import CytoDinoImageProcessor
 from cytodino_hf.model.modeling_cytodino import CytoDinoForImageClassification

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import image_folder, mll, synthetic
+from . import hub_dataset, image_folder, mll, synthetic
 from .base import Source, SourceOptions
 
 __all__ = ["SOURCES", "Source", "SourceOptions"]
@@ -10,5 +10,6 @@ __all__ = ["SOURCES", "Source", "SourceOptions"]
 SOURCES: dict[str, Source] = {
     "mll": mll.SOURCE,
     "image_folder": image_folder.SOURCE,
+    "hub_dataset": hub_dataset.SOURCE,
     "synthetic": synthetic.SOURCE,
 }

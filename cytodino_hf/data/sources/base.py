@@ -32,8 +32,11 @@ class Source:
         load: `load(root, taxonomy, options)` indexes the images without reading a pixel. `root` None means
             that the source finds or makes its images itself; one that cannot raises a `DataError`. The
             taxonomy says which class codes are allowed.
+        fetch: `fetch(options)` brings the images to this machine, or finds them in a cache without asking anybody,
+            and returns their folder. None for a source that downloads nothing.
     """
 
     summary: str
     options: type[BaseModel]
     load: Callable[[Path | None, Taxonomy, Any], CellImages]
+    fetch: Callable[[Any], Path] | None = None

@@ -7,9 +7,6 @@ split of it is patient-safe.
 
 from __future__ import annotations
 
-import os
-import tarfile
-import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,18 +15,24 @@ from pydantic import Field
 
 from ...errors import DataError
 from ...taxonomy import MLL_IMAGE_COUNTS, Taxonomy
-from ..samples import CellImages, RejectedImage, build_cell_images
+from ..archives import Limits
+from ..samples import DRAWN_RECORD, CellImages, RejectedImage, build_cell_images
 from ..tables import first_few
 from .base import Source, SourceOptions
 from .folders import FoundImages, find_class_root, index_class_folders, subfolders
+from .kaggle import KaggleSet, download
 
 _HANDLE = "andrewmvd/bone-marrow-cell-classification"
 _PAGE = f"https://www.kaggle.com/datasets/{_HANDLE}"
 _BY_HAND = f"Download the set by hand ({_PAGE}, or TCIA, doi 10.7937/TCIA.AXH3-T579) and set data.root to it."
-_ATTRIBUTION = (
+#: Whose images these are.
+ATTRIBUTION = (
     "Matek et al. (2021), An Expert-Annotated Dataset of Bone Marrow Cytology in Hematologic Malignancies, "
     "The Cancer Imaging Archive, doi 10.7937/TCIA.AXH3-T579, CC BY 4.0"
 )
+# The set holds some 171,400 files, 6.8 GB packed and hardly more unpacked: room for another version, not for a bomb.
+_LIMITS = Limits(files=500_000, total_bytes=20_000_000_000, ratio=50)
+_DISK_GB = 14
 _WRAPPERS = ("bone_marrow_cell_dataset", "BM_cytomorphology_data")
 
 #: Garbled files of the published set. Most decode without an error, so that only a list finds them.
@@ -78,7 +81,8 @@ def load(root: Path | None, taxonomy: Taxonomy, options: Options) -> CellImages:
     folder, above = _class_root(root if root is not None else _download(options.version), taxonomy)
     found = index_class_folders(folder, taxonomy)
     found.rejected += above
-    if root is None:
+    # A set that says it was drawn claims no count, and every report calls it synthetic.
+    if root is None and not (folder / DRAWN_RECORD).is_file():
         _check_complete(found.labels, folder, options.version)
     kept = _without_damaged(found, options.exclude, folder)
     return build_cell_images(
@@ -87,7 +91,7 @@ def load(root: Path | None, taxonomy: Taxonomy, options: Options) -> CellImages:
         root=folder,
         source="mll",
         taxonomy=taxonomy,
-        attribution=_ATTRIBUTION,
+        attribution=ATTRIBUTION,
         rejected=sorted(kept.rejected, key=lambda image: image.path),
     )
 
@@ -141,44 +145,12 @@ def _check_complete(labels: Sequence[str], folder: Path, version: int) -> None:
 
 def _download(version: int) -> Path:
     """Path of the Kaggle copy; from the cache without any request where it is there."""
-    import kagglehub
-    import requests  # type: ignore[import-untyped]
-
-    try:
-        return Path(kagglehub.dataset_download(f"{_HANDLE}/versions/{version}"))
-    except requests.exceptions.RequestException as error:
-        raise DataError(_explain(error, version)) from error
-    except kagglehub.exceptions.DataCorruptionError as error:
-        raise DataError(
-            f"{_HANDLE}: the download arrived damaged ({error}). Start again. {_BY_HAND}"
-        ) from error
-    except (OSError, ValueError, zipfile.BadZipFile, tarfile.TarError) as error:
-        cache = os.environ.get("KAGGLEHUB_CACHE", "~/.cache/kagglehub")
-        raise DataError(
-            f"{_HANDLE}: cannot be unpacked into {cache} ({error}). The set needs 14 GB there while it is "
-            f"unpacked; KAGGLEHUB_CACHE names another folder. {_BY_HAND}"
-        ) from error
-
-
-def _explain(error: Exception, version: int) -> str:
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status in (401, 403):
-        return (
-            f"Kaggle refuses {_HANDLE} (HTTP {status}): the credentials are missing, wrong or not allowed. "
-            f"Create a token at https://www.kaggle.com/settings and set KAGGLE_API_TOKEN to it. {_BY_HAND}"
-        )
-    if status == 404:
-        return f"Kaggle has no version {version} of {_HANDLE} (data.mll.version; see {_PAGE}). {_BY_HAND}"
-    if status is not None:
-        return f"Kaggle answers HTTP {status} for {_HANDLE}; try again later. {_BY_HAND}"
-    return (
-        f"{_HANDLE} version {version} is not in the cache and Kaggle cannot be reached "
-        f"({type(error).__name__}). Check the network. {_BY_HAND}"
-    )
+    return download(KaggleSet(_HANDLE, version, "data.mll.version", _LIMITS, _DISK_GB, _BY_HAND))
 
 
 SOURCE = Source(
     summary="MLL bone-marrow cells (21 classes, no patient ids), from a local root or downloaded from Kaggle",
     options=Options,
     load=load,
+    fetch=lambda options: _download(options.version),
 )

@@ -1,0 +1,1 @@
+"""Use a finished model: one that answers in Python, and one command for thousands of images."""

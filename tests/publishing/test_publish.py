@@ -1,0 +1,341 @@
+"""From a RUN to a loopback Hub with the real client, and back into a process without our package."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hub_server import DROP, READ_TOKEN, WRITE_TOKEN, Hub, hub_server
+
+from cytodino_hf.errors import LeakError, PublishError
+from cytodino_hf.evaluation.predictions import Predictions
+from cytodino_hf.finetune import finetune
+from cytodino_hf.publishing.publish import publish
+from cytodino_hf.recipe import parse_recipe
+
+TESTS = Path(__file__).parent
+CODE = {f"{name}_cytodino.py" for name in ("binding", "configuration", "image_processing", "modeling")}
+ABOUT = {"README.md", "config.json", "preprocessor_config.json", "recipe.json", "environment.json"}
+ALWAYS = CODE | ABOUT | {"confusion_matrix.png"}
+ADAPTER = {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
+BASE = {"base/config.json", "base/model.safetensors"}
+#: What storing the weights in bfloat16 may change a logit by, of the largest logit.
+BFLOAT16_BOUND = 0.02
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory, make_images: Callable[..., Path]) -> Path:
+    return make_images(tmp_path_factory.mktemp("images"), per_class=10)
+
+
+@pytest.fixture(scope="module")
+def run(
+    tmp_path_factory: pytest.TempPathFactory, images: Path, tiny_recipe: Callable[..., dict[str, Any]]
+) -> Path:
+    """A finished RUN whose backbone is not on the Hub."""
+    folder = tmp_path_factory.mktemp("run") / "demo"
+    return finetune(parse_recipe(tiny_recipe(images, folder), source="test")).path
+
+
+def state_of(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        path.relative_to(folder).as_posix(): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def published(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, dict[str, Any]]]:
+    """Many publications in one process; name of each -> what came of it."""
+    work = tmp_path_factory.mktemp("published")
+    leaking = shutil.copytree(run, work / "leaking")
+    recipe = json.loads((leaking / "recipe.json").read_text())
+    recipe["training"]["run_name"] = "hf_" + "aBcDeFgHiJkLmNoPqRsT"
+    (leaking / "recipe.json").write_text(json.dumps(recipe))
+    for secret in ("training_args.bin", "optimizer.pt", "adapter/optimizer.pt", "notes.csv"):
+        (run / secret).write_text("must not leave")
+    steps = {
+        "adapter": {"repo_id": "me/adapter"},
+        "adapter again": {"repo_id": "me/adapter"},
+        "branch": {"repo_id": "me/adapter", "revision": "v1", "merged": True},
+        "merged": {"repo_id": "me/merged", "merged": True},
+        "narrow": {"repo_id": "me/narrow", "storage": "bfloat16"},
+        "narrow again": {"repo_id": "me/narrow", "storage": "bfloat16"},
+        "narrow merged": {"repo_id": "me/narrow_merged", "storage": "bfloat16", "merged": True},
+        "dropped": {"repo_id": "me/dropped"},
+        "dropped again": {"repo_id": "me/dropped"},
+        "private": {"repo_id": "me/private", "private": True},
+        "not private": {"repo_id": "me/adapter", "private": True},
+        "foreign": {"repo_id": "me/foreign"},
+        "stranger": {"repo_id": "stranger/name"},
+        "no token": {"repo_id": "me/no_token"},
+        "read only": {"repo_id": "me/read_only"},
+        "dry": {"repo_id": "me/dry", "dry_run": True},
+        "leak": {"repo_id": "me/leak", "run": str(leaking)},
+    }
+    tokens = {"no token": "", "read only": READ_TOKEN}
+    plan = [
+        {"token": tokens.get(name, WRITE_TOKEN), "call": {"run": str(run)} | call}
+        for name, call in steps.items()
+    ]
+    (work / "steps.json").write_text(json.dumps(plan))
+    with hub_server() as hub:
+        hub.commit("me/foreign", {"notes.md": b"mine", "model.safetensors": b"old", ".gitattributes": b""})
+        hub.fail(r"^/lfs/", DROP, method="PUT")
+        hub.fail(r"me/dropped/commit", DROP, method="POST")
+        environment = os.environ | {"PYTHONPATH": str(TESTS.parent.parent)} | hub.environment(work / "home")
+        before = state_of(run)
+        done = subprocess.run(
+            [sys.executable, str(TESTS / "publish_steps.py"), str(work / "steps.json"), str(work / "out.json")],
+            env=environment, capture_output=True, text=True, cwd=work,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert state_of(run) == before, "publishing only reads the RUN"
+        results = dict(zip(steps, json.loads((work / "out.json").read_text()), strict=True))
+        yield hub, results
+
+
+def test_exactly_the_allowed_files_lie_there(published: tuple[Hub, dict[str, Any]]) -> None:
+    hub, done = published
+    wanted = {
+        "me/adapter": ALWAYS | ADAPTER | BASE,
+        "me/merged": ALWAYS | {"model.safetensors"},
+        "me/narrow": ALWAYS | ADAPTER | BASE,
+        "me/narrow_merged": ALWAYS | {"model.safetensors"},
+        "me/dropped": ALWAYS | ADAPTER | BASE,
+        "me/private": ALWAYS | ADAPTER | BASE,
+    }
+    for name, files in wanted.items():
+        assert set(hub.files(name)) - {".gitattributes"} == files, (name, done)
+    assert set(hub.files("me/adapter", "v1")) - {".gitattributes"} == wanted["me/merged"]
+
+
+def test_repeating_a_push_changes_nothing(published: tuple[Hub, dict[str, Any]]) -> None:
+    hub, done = published
+    for name in ("adapter", "narrow"):
+        assert done[name]["commit"] == done[f"{name} again"]["commit"] is not None
+        assert "nothing was changed" in done[f"{name} again"]["text"]
+    assert len(hub.repos["model", "me/narrow"].commits) == 2, "the empty one and ours"
+
+
+def test_a_dropped_connection_shows_no_half_and_the_second_call_completes(
+    published: tuple[Hub, dict[str, Any]],
+) -> None:
+    hub, done = published
+    assert done["dropped"]["error"] == "PublishError"
+    assert "the same command goes on" in done["dropped"]["text"]
+    assert done["dropped again"]["error"] is None, done["dropped again"]
+    assert len(hub.repos["model", "me/dropped"].commits) == 2
+
+
+def test_who_may_write_and_what_is_said_to_others(published: tuple[Hub, dict[str, Any]]) -> None:
+    hub, done = published
+    for name, words in {
+        "no token": ("no token", "hf auth login", "HF_TOKEN", "settings/tokens"),
+        "read only": ("may only read", "hf auth login", "HF_TOKEN"),
+        "stranger": ("refuses to write", "403"),
+        "not private": ("exists and is public",),
+        "leak": ("nothing was sent", "recipe.json, line", "secret 'hf_aBc...'"),
+    }.items():
+        assert done[name]["error"] in ("PublishError", "LeakError"), done[name]
+        assert all(word in done[name]["text"] for word in words), done[name]
+        assert "\n" not in done[name]["text"] or name == "leak"
+    assert hub.repos["model", "me/private"].is_private
+    asked = [path for _, path in hub.requests]
+    assert not any(
+        name in path for path in asked for name in ("me/no_token", "me/read_only", "me/dry", "me/leak")
+    )
+
+
+def test_a_dry_run_lists_files_sizes_and_the_card(run: Path, published: tuple[Hub, dict[str, Any]]) -> None:
+    _, done = published
+    text = done["dry"]["text"]
+    listed = {line.split()[0]: line.split()[1] for line in text.split("\nin all")[0].splitlines()}
+    assert set(listed) == ALWAYS | ADAPTER | BASE
+    for name in ADAPTER | BASE:
+        assert int(listed[name].replace(",", "")) == (run / name).stat().st_size
+    assert "## Reporting checklist" in text
+    assert str(run.parent) not in text
+
+
+def test_files_of_others_stay_and_ours_of_before_go(published: tuple[Hub, dict[str, Any]]) -> None:
+    hub, _ = published
+    files = hub.files("me/foreign")
+    assert files["notes.md"] == b"mine"
+    assert "model.safetensors" not in files
+
+
+def test_what_is_pulled_answers_as_the_run_did(
+    run: Path, images: Path, published: tuple[Hub, dict[str, Any]], tmp_path: Path
+) -> None:
+    hub, _ = published
+    predictions = Predictions.from_parquet(run / "predictions" / "test.parquet")
+    (tmp_path / "images.json").write_text(json.dumps([str(images / path) for path in predictions.paths]))
+    models = ["me/adapter", "me/merged", "me/narrow", "me/narrow_merged", str(run)]
+    for offline in (False, True):
+        count = len(hub.requests)
+        environment = os.environ | hub.environment(tmp_path / "home", token=None, offline=offline)
+        command = [sys.executable, str(TESTS / "score_pulled.py"), str(tmp_path / "images.json")]
+        command += [str(tmp_path / "out.json"), *models]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert (len(hub.requests) == count) is offline, "offline means no request at all"
+        found = json.loads((tmp_path / "out.json").read_text())
+        largest = np.abs(predictions.logits).max()
+        for name in ("me/adapter", "me/merged", str(run)):
+            scores = [[row[code] for code in predictions.classes] for row in found[name]["scores"]]
+            np.testing.assert_allclose(scores, predictions.probabilities, atol=1e-5)
+            assert found[name]["dtype"] == "torch.float32"
+        for name in ("me/narrow", "me/narrow_merged"):
+            away = np.abs(np.array(found[name]["logits"]) - predictions.logits).max()
+            assert 0 < away < BFLOAT16_BOUND * largest, (name, away, largest)
+
+
+def test_narrow_weights_are_half_the_bytes(published: tuple[Hub, dict[str, Any]]) -> None:
+    hub, _ = published
+    for wide, narrow, file in (
+        ("me/adapter", "me/narrow", "adapter/adapter_model.safetensors"),
+        ("me/merged", "me/narrow_merged", "model.safetensors"),
+    ):
+        assert len(hub.files(narrow)[file]) < 0.56 * len(hub.files(wide)[file])
+
+
+def test_the_published_architecture_fits_260_mb_as_an_adapter(
+    run: Path, tmp_path: Path, published: tuple[Hub, dict[str, Any]]
+) -> None:
+    """Every tensor peft would write for cytodino32, counted without weights, and all else as it was really pushed."""
+    from peft import get_peft_model_state_dict
+    from transformers import DINOv3ViTConfig
+
+    from cytodino_hf.model_builder import build_config, build_on_meta
+    from cytodino_hf.recipe import load_recipe
+    from cytodino_hf.taxonomy import MLL
+
+    DINOv3ViTConfig(
+        patch_size=16, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096,
+        num_register_tokens=4, image_size=224,
+    ).save_pretrained(tmp_path)  # fmt: skip
+    recipe = load_recipe(
+        TESTS.parent.parent / "recipes" / "cytodino32.json", ["--model.backbone", str(tmp_path)]
+    )
+    model = build_on_meta(recipe, build_config(recipe, MLL))
+    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
+    weights = 4 * sum(tensor.numel() for tensor in tensors.values())
+    hub, _ = published
+    others = sum(len(c) for n, c in hub.files("me/adapter").items() if not n.endswith(".safetensors"))
+    assert 250e6 < weights + others <= 260e6
+
+
+def test_a_run_that_is_not_whole_is_refused(run: Path, tmp_path: Path) -> None:
+    def spoilt(name: str, file: str, change: Callable[[bytes], bytes]) -> Path:
+        copy = shutil.copytree(run, tmp_path / name)
+        (copy / file).write_bytes(change((copy / file).read_bytes()))
+        return copy
+
+    flipped = spoilt("flipped", "base/model.safetensors", lambda b: b[:-1] + bytes([b[-1] ^ 1]))
+    with pytest.raises(PublishError, match=r"base/model\.safetensors has sha256"):
+        publish(flipped, "me/x", dry_run=True)
+    running = spoilt("running", "run.json", lambda b: b.replace(b"finished", b"running", 1))
+    with pytest.raises(PublishError, match="not come to its end"):
+        publish(running, "me/x", dry_run=True)
+    with pytest.raises(PublishError, match="no such folder"):
+        publish(tmp_path / "nowhere", "me/x", dry_run=True)
+    with pytest.raises(PublishError, match="USER/NAME"):
+        publish(run, "../x", dry_run=True)
+    linked = spoilt("linked", "config.json", lambda b: b)
+    (tmp_path / "outside.py").write_text("x = 1")
+    (linked / "modeling_cytodino.py").unlink()
+    (linked / "modeling_cytodino.py").symlink_to(tmp_path / "outside.py")
+    with pytest.raises(PublishError, match="is a link"):
+        publish(linked, "me/x", dry_run=True)
+    named = spoilt(
+        "named", "config.json", lambda b: b.replace(b'"transformers_version"', b'"x": "MRN 88412071", "t"')
+    )
+    with pytest.raises(LeakError, match=r"config\.json, line \d+: patient"):
+        publish(named, "me/x", dry_run=True)
+
+
+def test_a_backbone_goes_through_the_same_function() -> None:
+    from cytodino_hf.recipe_checks import EMBEDDED_FOLDER
+
+    done = publish(EMBEDDED_FOLDER, "me/backbone", dry_run=True)
+    listed = {line.split()[0] for line in done.text.split("\nin all")[0].splitlines()}
+    assert listed == {path.name for path in EMBEDDED_FOLDER.iterdir()}
+    with pytest.raises(PublishError, match="as it is"):
+        publish(EMBEDDED_FOLDER, "me/backbone", merged=True, dry_run=True)
+
+
+END_OF_RUN = """
+import json, sys
+from cytodino_hf.errors import PublishError
+from cytodino_hf.finetune import finetune
+from cytodino_hf.recipe import parse_recipe
+recipe = parse_recipe(json.loads(sys.argv[1]), source="test")
+try:
+    finetune(recipe)
+except PublishError as error:
+    print("first:", error)
+    finetune(recipe)
+"""
+
+
+def test_the_hub_section_publishes_at_the_end_and_the_same_command_completes_it(
+    images: Path, tmp_path: Path, run: Path, tiny_recipe: Callable[..., dict[str, Any]]
+) -> None:
+    """A base of the Hub in DINOv3's architecture: its licence goes along, its weights do not."""
+    document = tiny_recipe(images, tmp_path / "run", hub={"repo_id": "me/end", "private": True})
+    del document["model"]["backbone_config"]
+    document["model"]["backbone"] = "lab/base"
+    licence = b"DINOv3 stand-in licence, ask legal@lab.example\n"
+    files = {path.name: path.read_bytes() for path in (run / "base").iterdir()} | {"LICENSE.md": licence}
+    with hub_server() as hub:
+        commit = hub.commit("lab/base", files)
+        hub.fail(r"me/end/commit", DROP, method="POST")
+        done = finish(document, hub.environment(tmp_path / "home"), tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "first: me/end: the connection failed" in done.stdout
+        assert set(hub.files("me/end")) - {".gitattributes"} == ALWAYS | ADAPTER | {"LICENSE.md"}
+        assert hub.files("me/end")["LICENSE.md"] == licence
+        assert hub.repos["model", "me/end"].is_private
+        card = hub.files("me/end")["README.md"].decode()
+        assert f"lab/base at commit {commit}" in card
+        assert "license_name: dinov3-license" in card
+        assert "base_model: lab/base" in card
+        count = len(hub.requests)
+        refused = finish(document, hub.environment(tmp_path / "home", READ_TOKEN), tmp_path)
+        assert "may only read" in refused.stdout
+        assert ("POST", "/api/repos/create") not in hub.requests[count:]
+
+
+def finish(
+    document: dict[str, Any], variables: dict[str, str], folder: Path
+) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(TESTS.parent.parent)} | variables
+    command = [sys.executable, "-c", END_OF_RUN, json.dumps(document)]
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+
+
+def test_the_script_and_the_command_are_one(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from cytodino_hf.cli import main, push_to_hub
+
+    said = []
+    for call in (lambda a: main(["publish", *a]), push_to_hub):
+        with pytest.raises(SystemExit) as ended:
+            call([str(run), "--repo-id", "me/demo", "--dry-run"])
+        assert not ended.value.code
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert "adapter/adapter_model.safetensors" in said[0]
+    with pytest.raises(SystemExit) as ended:
+        main(["publish", str(run / "report"), "--repo-id", "me/demo"])
+    assert ended.value.code == 1
+    assert "holds no model of ours" in capsys.readouterr().err
