@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from benchmarks.results import Part
-from cytodino_hf.evaluation.comparison import COMPARED, paired_differences
+from cytodino_hf.evaluation.comparison import COMPARED, bootstrap_intervals, paired_differences
 from cytodino_hf.evaluation.metrics import confusion_matrix, confusion_metrics
 from cytodino_hf.evaluation.predictions import Predictions
 from cytodino_hf.evaluation.probability_metrics import probability_metrics
@@ -31,6 +31,7 @@ class Score(Part):
         mean: Over seeds.
         spread: Standard deviation over seeds (n - 1); None with one seed.
         values: Of each seed.
+        mean_low, mean_high: 95 % interval of the mean over the images of the fold.
         difference: Arm minus reference, paired by image; None for the reference itself, as are those that follow.
         low, high: Its 95 % interval over images and seeds; over images alone where either side has one seed.
         low_of_images, high_of_images: Its 95 % interval over the images of the fold.
@@ -42,6 +43,8 @@ class Score(Part):
     mean: float
     spread: float | None
     values: list[float]
+    mean_low: float
+    mean_high: float
     difference: float | None = None
     low: float | None = None
     high: float | None = None
@@ -153,8 +156,15 @@ def _fold_scores(
 ) -> dict[str, Score]:
     taxonomy = load_taxonomy("mll").subset(system[0].classes)
     each = [metrics_of(predictions, taxonomy) for predictions in system]
+    intervals = bootstrap_intervals(system, taxonomy, tuple(each[0]), draws)
     found = {
-        name: Score(mean=mean, spread=spread, values=values)
+        name: Score(
+            mean=mean,
+            spread=spread,
+            values=values,
+            mean_low=intervals[name].low,
+            mean_high=intervals[name].high,
+        )
         for name in each[0]
         for values in [[one[name] for one in each]]
         for mean, spread in [over_seeds(values)]

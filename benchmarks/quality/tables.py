@@ -33,7 +33,7 @@ _COLUMNS = ("macro_f1", "balanced_accuracy", "nll", "ece", "critical_to_safe")
 def to_markdown(study: Study) -> str:
     """The tables of a study with what a reader needs to judge them."""
     lines = [
-        f"### Ours against as published, on {study.images_name}, backbone {study.backbone}",
+        f"### {study.title}, on {study.images_name}, backbone {study.backbone}",
         "",
         f"`{study.command}`",
         "",
@@ -126,7 +126,7 @@ def _with_spread(score: Score) -> str:
 def _with_difference(score: Score) -> str:
     text = _with_spread(score)
     if score.difference is None:
-        return text
+        return f"{text} [{score.mean_low:.3f} to {score.mean_high:.3f}]"
     difference = f"{score.difference:+.3f} ({score.low:+.3f} to {score.high:+.3f})"
     return f"{text}; {f'**{difference}**' if score.is_clear else difference}"
 
@@ -180,10 +180,17 @@ def _judged(study: Study) -> list[str]:
         if several
         else "of images (paired stratified bootstrap); with one seed it does not hold what other seeds would change"
     )
+    told = [
+        "Means over seeds, SD over seeds (n - 1); in square brackets the 95 % interval of the mean over images "
+        "(stratified bootstrap)."
+    ]
+    if not any(score.difference is not None for arm in study.arms for score in arm.folds["test"].values()):
+        return told
     return [
-        f"Means over seeds, SD over seeds (n - 1). After the semicolon: arm - {study.reference} with the 95 % interval "
-        f"{both}. A difference is called clear (bold; better) where it leaves out 0; that of critical cells called "
-        f"safe never where the two ways differ in fewer than {ENOUGH_DISCORDANT} images.",
+        *told,
+        f"After the semicolon: arm - {study.reference} with the 95 % interval {both}. A difference is called clear "
+        "(bold; better) where it leaves out 0; that of critical cells called safe never where the two ways differ in "
+        f"fewer than {ENOUGH_DISCORDANT} images.",
         "Neither the number of metrics nor that of arms is corrected for: of twenty differences that are none, one "
         "may be called clear.",
     ]

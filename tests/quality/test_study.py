@@ -62,6 +62,8 @@ def test_the_tables_hold_what_the_runs_said(done: study.Study, settings: Quality
                 assert scores[name].values == pytest.approx(values, abs=1e-6)
                 assert scores[name].mean == pytest.approx(np.mean(values), abs=1e-6)
                 assert scores[name].spread == pytest.approx(np.std(values, ddof=1), abs=1e-6)
+                assert scores[name].mean_low <= scores[name].mean + 1e-9
+                assert scores[name].mean_high >= scores[name].mean - 1e-9
         for name, score in done.arms[1].folds[fold].items():
             assert score.difference == pytest.approx(np.mean(published[name]) - np.mean(ours[name]), abs=1e-6)
             error = np.sqrt((np.var(published[name], ddof=1) + np.var(ours[name], ddof=1)) / 2)
@@ -98,7 +100,8 @@ def test_notes_say_what_a_reader_must_know(done: study.Study) -> None:
     assert "Neither the number of metrics nor that of arms is corrected for" in text
     assert "over images and seeds" not in text  # said of the figure; here both are explained
     assert "runs at once: 1, threads of each: 1" in text
-    assert "| as published | 16 | 0.0 | 0.0 | float32 | 16; 16 |" in text
+    minutes = done.arms[1].seconds / 60
+    assert f"| as published | 16 | {minutes:.1f} | 0.0 | float32 | 16; 16 |" in text
     assert "one draw serves the four images" in text
     # Six images of each class: nothing to balance, and it says so; with other ratios it gives them.
     assert "sampler and class weights have nothing to balance here" in text
@@ -182,7 +185,7 @@ def test_what_is_written_names_no_folder_of_this_machine(done: study.Study, tmp_
     )
     assert study.write(done, results=results) == text  # a second time in its place
     kept = results.read_text()
-    assert kept.count("<!-- benchmark quality -->") == kept.count(text) == 1
+    assert kept.count("<!-- benchmark quality: Ours against as published -->") == kept.count(text) == 1
     document = (tmp_path / "study.json").read_text()
     assert str(tmp_path.parent) not in document + text
     assert json.loads(document)["arms"][1]["recipe"]["loss"]["name"] == "hierarchical_focal_published"
