@@ -41,6 +41,7 @@ def to_markdown(study: Study) -> str:
         *_arms(study, "test"),
         *_arms(study, study.decides),
         *_probed(study.probed),
+        *_sureness(study.arms),
         *_efforts(study.arms),
         *(f"- {line}" for line in _circumstances(study)),
     ]
@@ -103,6 +104,27 @@ def _probed_cell(score: ProbedScore | None) -> str:
         return ""
     spread = "" if score.spread is None else f" (SD {score.spread:.3f})"
     return f"{score.value:.3f}{spread} ({score.low:.3f} to {score.high:.3f})"
+
+
+def _sureness(arms: Sequence[ArmScores]) -> list[str]:
+    """Whether probabilities are too high or too modest, and what one temperature would mend."""
+    if any(arm.sureness is None for arm in arms):
+        return []
+    lines = [
+        "| how sure, test fold | mean probability of the answer | right | temperature | NLL with it | ECE with it |",
+        "|---|---|---|---|---|---|",
+    ]
+    for arm in arms:
+        assert arm.sureness is not None
+        cells = (f"{value:.3f}" for value in arm.sureness.model_dump(exclude={"format"}).values())
+        lines.append(f"| {arm.title} | {' | '.join(cells)} |")
+    return [
+        *lines,
+        "",
+        "The temperature divides the logits; it has the least NLL on the calibration fold and is below 1 where an arm "
+        "is too modest. Means over seeds. The other tables and the runs do without.",
+        "",
+    ]
 
 
 def _efforts(arms: Sequence[ArmScores]) -> list[str]:

@@ -109,6 +109,13 @@ def test_notes_say_what_a_reader_must_know(done: study.Study) -> None:
     assert "nothing to balance" not in to_markdown(uneven)
     thinned = uneven.model_copy(update={"settings": uneven.settings | {"natural_ratios": True}})
     assert "thinned to the class ratios of the full MLL set (seed 0" in to_markdown(thinned)
+    assert "nothing to balance" not in to_markdown(thinned)
+    sure = done.arms[0].sureness
+    assert sure is not None
+    assert f"| ours | {sure.confidence:.3f} | {sure.accuracy:.3f} | {sure.temperature:.3f} |" in text
+    assert sure.accuracy == pytest.approx(done.arms[0].folds["test"]["accuracy"].mean)
+    bare = [arm.model_copy(update={"sureness": None}) for arm in done.arms]
+    assert "how sure" not in to_markdown(done.model_copy(update={"arms": bare}))
     alone = done.model_copy(update={"settings": done.settings | {"seeds": [0]}})
     assert "with one seed it does not hold what other seeds would change" in to_markdown(alone)
 
