@@ -178,8 +178,9 @@ def recipe_of(
     }
     model |= {"backbone": backbone.name, "attention": "eager"}
     batch = _per_step(training)
-    steps = budget.steps * _per_step(changed(ARMS["ours"])["training"]) // batch
-    every = steps // budget.choices
+    images_shown = budget.steps * _per_step(changed(ARMS["ours"])["training"])
+    every = math.ceil(images_shown / batch / budget.choices)
+    steps = every * budget.choices
     training |= {
         "per_device_train_batch_size": batch,
         "gradient_accumulation_steps": 1,
