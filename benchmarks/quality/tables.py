@@ -166,7 +166,10 @@ def _circumstances(study: Study) -> list[str]:
         "Every arm is a recipe of the project with its sizes reduced: backbone, picture. Every arm is shown as many "
         "images unless a run stopped early, is evaluated after as many, and its schedule falls by them.",
         *_accumulation(study),
-        *(["Frozen features: `cytodino probe`, intervals over images alone."] if study.probed else []),
+        *(
+            f"Frozen features: `{command}`; intervals over images alone, and none of a difference to an arm."
+            for command in dict.fromkeys(row.command for row in study.probed)
+        ),
         ", ".join(f"{name} {number}" for name, number in study.versions.items()) + ".",
     ]
 

@@ -147,7 +147,7 @@ def test_a_probe_of_the_same_images_stands_beside(
     data = DataSection(source="mll", root=str(images), split=str(images / "split.csv"), image_size_px=16)
     options = ProbeOptions(
         (settings.backbone, f"random:{settings.backbone}"), data, {"mll": mll.Options()}, tmp_path / "probe",
-        seeds=(1, 2), few_shot_draws=0, interval_draws=100,
+        seeds=(1, 2), few_shot_draws=0, interval_draws=100, command=f"cytodino probe 'a b' --data.root {images}",
     )  # fmt: skip
     document = run_probe(options)
     beside = study.run(
@@ -171,6 +171,8 @@ def test_a_probe_of_the_same_images_stands_beside(
         in text
     )
     assert "--probe probe.json" in text
+    assert f"Frozen features: `{beside.probed[0].command}`" in text
+    assert beside.probed[0].command == f"cytodino probe 'a b' --data.root {images.name}"
     assert str(tmp_path) not in text + (tmp_path / "study.json").read_text()
 
     other = load_images(images, images / "split.csv", (), tmp_path)
