@@ -153,18 +153,15 @@ def flops_of(backbone: str, *, with_backward: bool, merged: bool = False) -> tup
         with_backward: Count the backward pass too; nothing is computed again for it (no checkpointing).
         merged: Ours without the work of LoRA.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    from cytodino_hf.memory import remember_positions
+    from cytodino_hf.memory import fake_tensors
     from cytodino_hf.model_builder import merge
 
     with torch.device("meta"):
         published = build_published(backbone, attention="eager")
         ours = build_ours(benchmark_recipe(backbone, 1, Path("unused"), attention="eager"))
         model = merge(ours) if merged else ours
-    remember_positions(published.backbone.get_base_model(), IMAGE_SIZE_PX)
     # A CPU in name: some operations ask for the device and do not know `meta`.
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with fake_tensors():
         pixels = torch.zeros(1, 3, IMAGE_SIZE_PX, IMAGE_SIZE_PX)
         published, model = published.to_empty(device="cpu"), model.to_empty(device="cpu")
         return (

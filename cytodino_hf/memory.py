@@ -8,7 +8,8 @@ activations, the weights autocast casts, gradients, temporaries.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .lora import merged_for_evaluation
-from .model_builder import unwrap
 
 #: What a step may take of a 16 GB card; the rest is left to the driver and the screen.
 CARD_BYTES = 15 * 10**9
@@ -101,7 +101,6 @@ def estimate_memory(
     if checkpointing:
         model.activation_checkpointing_enable()  # type: ignore[operator]
         model.train()
-    remember_positions(unwrap(model).backbone, image_size_px)
     dtype = torch.bfloat16 if autocast else None
 
     def train() -> torch.Tensor:
@@ -136,7 +135,7 @@ def estimate_step(
         accumulates: Whether a step has several micro-batches, so that gradients are held during a forward pass.
         runtime: Bytes the process holds before any model.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with fake_tensors():
         model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
         with _Storages() as storages:
             weights = storages.count(model.parameters())
@@ -162,17 +161,22 @@ def estimate_step(
     )
 
 
-def remember_positions(backbone: nn.Module, side: int) -> None:
-    """Have the coordinates of the patches computed with values, before tensors without any come to the backbone.
+@contextmanager
+def fake_tensors() -> Iterator[FakeTensorMode]:
+    """Torch's fake tensors, of which nothing stays behind when the mode ends.
 
-    DINOv3 keeps them for the whole process: asked for once with real tensors, it never holds a fake one.
-
-    Args:
-        backbone: Any; only one with rotary positions has something to keep.
-        side: Of the pictures, in pixels.
+    DINOv3 keeps the coordinates of its patches for the whole process, by size and device: asked for once with a tensor
+    without content, it would give that to every later model.
     """
-    if (positions := getattr(backbone, "rope_embeddings", None)) is not None:
-        type(positions)(positions.config)(torch.zeros(1, 3, side, side))
+    from transformers.models.dinov3_vit import modeling_dinov3_vit as dinov3
+
+    kept = dinov3.get_patches_center_coordinates
+    dinov3.get_patches_center_coordinates = kept.__wrapped__
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            yield mode
+    finally:
+        dinov3.get_patches_center_coordinates = kept
 
 
 class _Storages(TorchDispatchMode):

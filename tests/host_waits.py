@@ -68,3 +68,13 @@ class WatchGpu:
 
     def __exit__(self, *error: Any) -> None:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def train_unwaiting(trainer: Any) -> None:
+    """Train on a GPU; torch raises at the first step whose host waits."""
+    trainer.add_callback(Watched(WatchGpu()))
+    try:
+        trainer.train()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert trainer.guard.is_deferred

@@ -63,6 +63,9 @@ def test_missing_images_end_in_exit_code_1_with_the_remedy(
                 "mll",
                 "--data.root",
                 str(tmp_path),
+                # Not the recipe's own, which may hold a finished demo.
+                "--training.output_dir",
+                str(tmp_path / "run"),
                 "--dry-run",
             ]
         )

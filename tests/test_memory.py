@@ -250,3 +250,20 @@ def test_the_published_architecture_trains_under_15_gb_of_a_gpu(rank: int) -> No
         assert estimate.on_gpu == pytest.approx(torch.cuda.max_memory_reserved() + context, rel=0.2)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_nothing_without_content_stays_behind() -> None:
+    """DINOv3 keeps the places of its patches by their number: an estimate must not fill that store with fakes."""
+    from transformers import DINOv3ViTConfig, DINOv3ViTModel
+
+    from cytodino_hf.memory import fake_tensors
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = DINOv3ViTConfig(patch_size=4, image_size=52, **sizes)
+    pixels = {"pixel_values": torch.zeros(1, 3, 52, 52)}  # 13 x 13 patches, as in no other test
+    model = DINOv3ViTModel(config).eval()
+    with fake_tensors():
+        model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+        model(pixel_values=torch.zeros(1, 3, 52, 52))
+    features = DINOv3ViTModel(config).eval()(**pixels).last_hidden_state
+    assert features.detach().numpy().shape == (1, 1 + config.num_register_tokens + 169, 16)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from host_waits import FIRST, LAST, Watch, Watched, WatchGpu
+from host_waits import FIRST, LAST, Watch, Watched, train_unwaiting
 
 from cytodino_hf import finetune as module
 from cytodino_hf.data.loading import load_split
@@ -89,10 +89,4 @@ def test_the_watch_sees_what_it_is_for(trainer_of: Callable[..., CytoTrainer]) -
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("loss", LOSSES)
 def test_on_a_gpu_no_step_waits(trainer_of: Callable[..., CytoTrainer], loss: str) -> None:
-    trainer = trainer_of(loss)
-    trainer.add_callback(Watched(WatchGpu()))
-    try:
-        trainer.train()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert trainer.guard.is_deferred
+    train_unwaiting(trainer_of(loss))

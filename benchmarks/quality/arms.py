@@ -72,6 +72,11 @@ _ARMS = (
     Arm("augmentation", "published augmentation", takes=("data.augmentation",), is_standard=True),
     Arm("schedule", "published schedule", takes=_SCHEDULE, is_standard=True),
     Arm("rates", "one learning rate", takes=("training.head_learning_rate",), is_standard=True),
+    Arm(
+        "rates_of_batch",
+        "rates by the square root of the batch",
+        sets={"training.learning_rate": 6e-4, "training.head_learning_rate": 6e-4},
+    ),
     Arm("statistics", "published statistics", takes=("data.image_mean", "data.image_std"), is_standard=True),
     Arm("rank", "LoRA rank 64", takes=("model.lora_rank", "model.lora_alpha"), is_standard=True),
     Arm("batch", "published batch, 4 images", takes=_BATCH),
@@ -82,6 +87,7 @@ _ARMS = (
     Arm("selection", "chosen by weighted F1", takes=("training.metric_for_best_model",)),
     Arm("float32", "float32", precision="no"),
     Arm("focal", "focal loss alone", sets={"loss": {"name": "focal"}}),
+    Arm("gamma", "no focal factor", sets={"loss.gamma": 0.0}),
     Arm(
         "cross_entropy",
         "cross-entropy, smoothing .1",
@@ -178,8 +184,9 @@ def recipe_of(
     }
     model |= {"backbone": backbone.name, "attention": "eager"}
     batch = _per_step(training)
-    steps = budget.steps * _per_step(changed(ARMS["ours"])["training"]) // batch
-    every = steps // budget.choices
+    images_shown = budget.steps * _per_step(changed(ARMS["ours"])["training"])
+    every = math.ceil(images_shown / batch / budget.choices)
+    steps = every * budget.choices
     training |= {
         "per_device_train_batch_size": batch,
         "gradient_accumulation_steps": 1,

@@ -93,6 +93,7 @@ def draw_pretraining_time(found: PretrainingTime) -> bytes:
         for place, method in enumerate(shown):
             _draw_method(axes, found.backbones, fold, method, (place - (len(shown) - 1) / 2) * _APART_PT)
         _minutes_axis(axes, [one.seconds / 60 for one in found.backbones])
+        _name_backbones(axes, found.backbones)
         word = f"{fold} fold (it decides)" if fold == found.decides else f"{fold} fold"
         axes.set_title(word, loc="left", fontsize=9, color=INK, fontweight="bold")
         _tidy(axes)
@@ -136,7 +137,7 @@ def _draw_method(
 
 
 def _draw_monitored(axes: Axes, backbones: Sequence[PretrainedBackbone]) -> None:
-    """What each pretraining saw of itself, named where it begins: there the points of the methods are far."""
+    """What each pretraining saw of itself."""
     for one in backbones:
         if not one.monitored:
             continue
@@ -146,9 +147,14 @@ def _draw_monitored(axes: Axes, backbones: Sequence[PretrainedBackbone]) -> None
             minutes, values, color=GREY, linewidth=1, linestyle=(0, (3, 2)), zorder=1,
             label="20 neighbours while it trained, by the pretraining's own probe",
         )  # fmt: skip
+
+
+def _name_backbones(axes: Axes, backbones: Sequence[PretrainedBackbone]) -> None:
+    """Each backbone's name upright at the foot of its time: beside its points it would lie on other lines."""
+    for one in backbones:
         axes.annotate(
-            one.name, (minutes[0], values[0]), xytext=(0, -3), textcoords="offset points", ha="left",
-            va="top", fontsize=7, color=GREY,
+            one.name, (one.seconds / 60, 0.02), xycoords=axes.get_xaxis_transform(), xytext=(0, 0),
+            textcoords="offset points", ha="center", va="bottom", rotation=90, fontsize=7, color=GREY,
         )  # fmt: skip
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.results import Part
 from cytodino_hf.errors import CytoDinoError
+from cytodino_hf.files import without_places
 
 from .images import StudyImages
 from .settings import called
@@ -30,6 +32,7 @@ class ProbedRow(Part):
         system: What it is called.
         is_of_study: Its weights are those the study trains on.
         method: In words.
+        command: That wrote it, without the places of a machine.
         more: Training images besides those of the study's plain training fold.
         scores: Metric -> score.
     """
@@ -37,6 +40,7 @@ class ProbedRow(Part):
     system: str
     is_of_study: bool
     method: str
+    command: str
     more: int
     scores: dict[str, ProbedScore]
 
@@ -73,7 +77,7 @@ def _read(file: Path) -> dict[str, Any]:
         document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CytoDinoError(f"--probe {file}: cannot be read ({error}); name a probe.json") from error
-    if not isinstance(document, dict) or not {"data", "systems", "features"} <= set(document):
+    if not isinstance(document, dict) or not {"command", "data", "systems", "features"} <= set(document):
         raise CytoDinoError(f"--probe {file}: was not written by `cytodino probe`; name its probe.json")
     return document
 
@@ -82,11 +86,13 @@ def _rows(document: Mapping[str, Any], backbone_sha256: str) -> list[ProbedRow]:
     from cytodino_hf.probing.methods import METHODS
 
     more = document["data"]["more"]
+    command = shlex.join(without_places(shlex.split(document["command"])))
     return [
         ProbedRow(
             system=_system(system["name"]),
             is_of_study=any(run.get("sha256") == backbone_sha256 for run in system["runs"]),
             method=METHODS[method][0],
+            command=command,
             more=sum(more["images"].values()) if more else 0,
             scores={
                 name: ProbedScore(**{key: score[key] for key in ProbedScore.model_fields})

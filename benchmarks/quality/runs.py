@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -113,8 +114,8 @@ class Child(Protocol):
             CytoDinoError: It failed.
         """
 
-    def stop(self) -> None:
-        """End it in good order; nothing where it has ended."""
+    def stop(self) -> Cost | None:
+        """End it in good order; what it took, or None where it had ended."""
 
 
 def perform(runs: Sequence[Run], *, jobs: int, start: Callable[[Run], Child] | None = None) -> None:
@@ -132,9 +133,15 @@ def perform(runs: Sequence[Run], *, jobs: int, start: Callable[[Run], Child] | N
 
     begin: Callable[[Run], Child] = ChildProcess if start is None else start
     waiting = [run for run in runs if not run.is_finished()]
+    for run in waiting:
+        if not run.folder.path.exists():
+            _forget(run)
     under_way: dict[Run, Child] = {}
     done = len(runs) - len(waiting)
-    with _ends_together(under_way), tqdm(total=len(runs), initial=done, desc="runs", unit="run") as progress:
+    with (
+        _ends_together(under_way, jobs),
+        tqdm(total=len(runs), initial=done, desc="runs", unit="run") as progress,
+    ):
         while waiting or under_way:
             while waiting and len(under_way) < jobs:
                 run = waiting.pop(0)
@@ -142,7 +149,7 @@ def perform(runs: Sequence[Run], *, jobs: int, start: Callable[[Run], Child] | N
             for run, child in list(under_way.items()):
                 if (cost := child.poll()) is not None:
                     del under_way[run]
-                    _note(run, replace(cost, jobs=jobs))
+                    _add(run, replace(cost, jobs=jobs))
                     progress.write(f"{run.name}: {cost.cpu_s:.0f} s of CPU, {cost.wall_s:.0f} s", sys.stderr)
                     progress.update()
             if under_way:
@@ -150,15 +157,29 @@ def perform(runs: Sequence[Run], *, jobs: int, start: Callable[[Run], Child] | N
 
 
 def costs(study: Path) -> dict[str, Cost]:
-    """What the processes of finished runs took, by `Run.name`; of a run that was continued only its last part."""
+    """What the processes of each run took together, by `Run.name`; one that failed is missing in it."""
     file = study / _COSTS
     found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return {name: Cost(**values) for name, values in found.items()}
 
 
-def _note(run: Run, cost: Cost) -> None:
-    known = costs(run.study) | {run.name: cost}
-    write_json(run.study / _COSTS, {name: vars(one) for name, one in sorted(known.items())})
+def _add(run: Run, cost: Cost) -> None:
+    """Add what a process took to what earlier ones of the same run took."""
+    known = costs(run.study)
+    if earlier := known.get(run.name):
+        cost = replace(cost, cpu_s=earlier.cpu_s + cost.cpu_s, wall_s=earlier.wall_s + cost.wall_s)
+    _write_costs(run.study, known | {run.name: cost})
+
+
+def _forget(run: Run) -> None:
+    """A run whose folder was deleted begins anew."""
+    known = costs(run.study)
+    if known.pop(run.name, None):
+        _write_costs(run.study, known)
+
+
+def _write_costs(study: Path, known: dict[str, Cost]) -> None:
+    write_json(study / _COSTS, {name: vars(one) for name, one in sorted(known.items())})
 
 
 class ChildProcess:
@@ -197,20 +218,26 @@ class ChildProcess:
         ended, status, usage = os.wait4(self._process.pid, os.WNOHANG)
         if not ended:
             return None
-        self._process.returncode = os.waitstatus_to_exitcode(status)
+        cost = self._ended(status, usage)
         if self._process.returncode:
             raise CytoDinoError(
                 f"{self._run.name} failed (exit code {self._process.returncode}): {_last_line(self._run.log)}\n"
                 f"The whole story: {self._run.log}. The same command goes on where it was."
             )
+        return cost
+
+    def stop(self) -> Cost | None:
+        """See `Child`."""
+        if self._process.returncode is not None:
+            return None
+        self._process.terminate()  # it saves first
+        _, status, usage = os.wait4(self._process.pid, 0)
+        return self._ended(status, usage)
+
+    def _ended(self, status: int, usage: resource.struct_rusage) -> Cost:
+        self._process.returncode = os.waitstatus_to_exitcode(status)
         seconds = usage.ru_utime + usage.ru_stime, time.perf_counter() - self._begun
         return Cost(*seconds, threads=self._threads)
-
-    def stop(self) -> None:
-        """See `Child`."""
-        if self._process.returncode is None:
-            self._process.terminate()  # it saves first
-            self._process.wait()
 
 
 def _last_line(log: Path) -> str:
@@ -219,8 +246,8 @@ def _last_line(log: Path) -> str:
 
 
 @contextmanager
-def _ends_together(under_way: dict[Run, Child]) -> Iterator[None]:
-    """Whatever ends the study ends its runs, also the SIGTERM of a scheduler."""
+def _ends_together(under_way: dict[Run, Child], jobs: int) -> Iterator[None]:
+    """Whatever ends the study ends its runs, also the SIGTERM of a scheduler; what they took until then counts."""
 
     def leave(number: int, frame: Any) -> None:
         raise SystemExit(128 + number)
@@ -230,7 +257,8 @@ def _ends_together(under_way: dict[Run, Child]) -> Iterator[None]:
     try:
         yield
     finally:
-        for child in under_way.values():
-            child.stop()
+        for run, child in under_way.items():
+            if (cost := child.stop()) is not None:
+                _add(run, replace(cost, jobs=jobs))
         if is_main:
             signal.signal(signal.SIGTERM, former)

@@ -10,11 +10,12 @@ from typing import Any, Literal
 import numpy as np
 
 from benchmarks.results import Part
-from cytodino_hf.evaluation.comparison import COMPARED, paired_differences
+from cytodino_hf.evaluation.comparison import COMPARED, bootstrap_intervals, paired_differences
 from cytodino_hf.evaluation.metrics import confusion_matrix, confusion_metrics
 from cytodino_hf.evaluation.predictions import Predictions
 from cytodino_hf.evaluation.probability_metrics import probability_metrics
 from cytodino_hf.evaluation.seeds import over_seeds
+from cytodino_hf.evaluation.temperature import fit_temperature
 from cytodino_hf.taxonomy import Taxonomy, load_taxonomy
 
 from .runs import Run, costs
@@ -31,6 +32,7 @@ class Score(Part):
         mean: Over seeds.
         spread: Standard deviation over seeds (n - 1); None with one seed.
         values: Of each seed.
+        mean_low, mean_high: 95 % interval of the mean over the images of the fold.
         difference: Arm minus reference, paired by image; None for the reference itself, as are those that follow.
         low, high: Its 95 % interval over images and seeds; over images alone where either side has one seed.
         low_of_images, high_of_images: Its 95 % interval over the images of the fold.
@@ -42,6 +44,8 @@ class Score(Part):
     mean: float
     spread: float | None
     values: list[float]
+    mean_low: float
+    mean_high: float
     difference: float | None = None
     low: float | None = None
     high: float | None = None
@@ -50,6 +54,23 @@ class Score(Part):
     seed_error: float | None = None
     discordant: float | None = None
     is_clear: bool = False
+
+
+class Sureness(Part):
+    """How sure an arm was of its answers in the test fold and how often it was right; each a mean over seeds.
+
+    Args:
+        confidence: Mean probability of the chosen class.
+        accuracy: Share of right answers.
+        temperature: With the least NLL on the calibration fold, which decides nothing else; below 1: too modest.
+        nll, ece: Of the test fold with logits divided by it.
+    """
+
+    confidence: float
+    accuracy: float
+    temperature: float
+    nll: float
+    ece: float
 
 
 class ArmScores(Part):
@@ -66,6 +87,7 @@ class ArmScores(Part):
         jobs, threads: Runs at the same time and threads of each, where they are known; several where that changed.
         chosen_after: Pictures shown before the chosen checkpoint of each seed.
         folds: Fold -> metric -> score.
+        sureness: None without calibration images.
     """
 
     name: str
@@ -80,6 +102,7 @@ class ArmScores(Part):
     threads: list[int]
     chosen_after: list[int | None]
     folds: dict[str, dict[str, Score]]
+    sureness: Sureness | None = None
 
 
 def score_arms(
@@ -145,6 +168,29 @@ def _scores(
             fold: _fold_scores(said[fold], reference[fold] if reference is not None else None, draws)
             for fold in FOLDS
         },
+        sureness=_sureness([(_predictions(run, "calibration"), _predictions(run, "test")) for run in runs]),
+    )
+
+
+def _sureness(seeds: Sequence[tuple[Predictions, Predictions]]) -> Sureness | None:
+    """From the answers to the calibration fold and to the test fold of each seed."""
+    if not all(len(calibration) for calibration, _ in seeds):
+        return None
+    rows = []
+    for calibration, test in seeds:
+        temperature = fit_temperature(calibration.logits, calibration.labels)
+        tempered = probability_metrics(test.logits.astype(np.float64) / temperature, test.labels)
+        rows.append(
+            Sureness(
+                confidence=float(test.probabilities.max(axis=1).mean()),
+                accuracy=float((test.predicted == test.labels).mean()),
+                temperature=temperature,
+                nll=tempered["nll"],
+                ece=tempered["ece"],
+            )
+        )
+    return Sureness(
+        **{name: float(np.mean([getattr(row, name) for row in rows])) for name in Sureness.model_fields}
     )
 
 
@@ -153,8 +199,15 @@ def _fold_scores(
 ) -> dict[str, Score]:
     taxonomy = load_taxonomy("mll").subset(system[0].classes)
     each = [metrics_of(predictions, taxonomy) for predictions in system]
+    intervals = bootstrap_intervals(system, taxonomy, tuple(each[0]), draws)
     found = {
-        name: Score(mean=mean, spread=spread, values=values)
+        name: Score(
+            mean=mean,
+            spread=spread,
+            values=values,
+            mean_low=intervals[name].low,
+            mean_high=intervals[name].high,
+        )
         for name in each[0]
         for values in [[one[name] for one in each]]
         for mean, spread in [over_seeds(values)]

@@ -60,6 +60,14 @@ class Study(Part):
     arms: list[ArmScores]
     probed: list[ProbedRow]
 
+    @property
+    def title(self) -> str:
+        """What was compared, in words; with the settings that set it apart it names the section of a results file."""
+        names = [arm.name for arm in self.arms]
+        has_pair = {"ours", "published"} <= set(names)
+        ratios = ", classes in natural ratios" if self.settings.get("natural_ratios") else ""
+        return f"{'Ours against as published' if has_pair else 'Arms ' + ', '.join(names)}{ratios}"
+
 
 def run(settings: QualitySettings, start: Callable[[Run], Child] | None = None) -> Study:
     """Train what is not trained yet, and compare.
@@ -153,5 +161,5 @@ def write(
     from .tables import to_markdown
 
     text = to_markdown(study)
-    write_found(study, "quality", text, draw_study, json=json, results=results, figure=figure)
+    write_found(study, f"quality: {study.title}", text, draw_study, json=json, results=results, figure=figure)
     return text

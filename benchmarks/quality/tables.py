@@ -33,7 +33,7 @@ _COLUMNS = ("macro_f1", "balanced_accuracy", "nll", "ece", "critical_to_safe")
 def to_markdown(study: Study) -> str:
     """The tables of a study with what a reader needs to judge them."""
     lines = [
-        f"### Ours against as published, on {study.images_name}, backbone {study.backbone}",
+        f"### {study.title}, on {study.images_name}, backbone {study.backbone}",
         "",
         f"`{study.command}`",
         "",
@@ -41,6 +41,7 @@ def to_markdown(study: Study) -> str:
         *_arms(study, "test"),
         *_arms(study, study.decides),
         *_probed(study.probed),
+        *_sureness(study.arms),
         *_efforts(study.arms),
         *(f"- {line}" for line in _circumstances(study)),
     ]
@@ -105,6 +106,27 @@ def _probed_cell(score: ProbedScore | None) -> str:
     return f"{score.value:.3f}{spread} ({score.low:.3f} to {score.high:.3f})"
 
 
+def _sureness(arms: Sequence[ArmScores]) -> list[str]:
+    """Whether probabilities are too high or too modest, and what one temperature would mend."""
+    if any(arm.sureness is None for arm in arms):
+        return []
+    lines = [
+        "| how sure, test fold | mean probability of the answer | right | temperature | NLL with it | ECE with it |",
+        "|---|---|---|---|---|---|",
+    ]
+    for arm in arms:
+        assert arm.sureness is not None
+        cells = (f"{value:.3f}" for value in arm.sureness.model_dump(exclude={"format"}).values())
+        lines.append(f"| {arm.title} | {' | '.join(cells)} |")
+    return [
+        *lines,
+        "",
+        "The temperature divides the logits; it has the least NLL on the calibration fold and is below 1 where an arm "
+        "is too modest. Means over seeds. The other tables and the runs do without.",
+        "",
+    ]
+
+
 def _efforts(arms: Sequence[ArmScores]) -> list[str]:
     lines = [
         "| effort of a run | images shown | minutes of training | CPU minutes | precision | chosen after images |",
@@ -126,7 +148,7 @@ def _with_spread(score: Score) -> str:
 def _with_difference(score: Score) -> str:
     text = _with_spread(score)
     if score.difference is None:
-        return text
+        return f"{text} [{score.mean_low:.3f} to {score.mean_high:.3f}]"
     difference = f"{score.difference:+.3f} ({score.low:+.3f} to {score.high:+.3f})"
     return f"{text}; {f'**{difference}**' if score.is_clear else difference}"
 
@@ -144,7 +166,10 @@ def _circumstances(study: Study) -> list[str]:
         "Every arm is a recipe of the project with its sizes reduced: backbone, picture. Every arm is shown as many "
         "images unless a run stopped early, is evaluated after as many, and its schedule falls by them.",
         *_accumulation(study),
-        *(["Frozen features: `cytodino probe`, intervals over images alone."] if study.probed else []),
+        *(
+            f"Frozen features: `{command}`; intervals over images alone, and none of a difference to an arm."
+            for command in dict.fromkeys(row.command for row in study.probed)
+        ),
         ", ".join(f"{name} {number}" for name, number in study.versions.items()) + ".",
     ]
 
@@ -180,10 +205,17 @@ def _judged(study: Study) -> list[str]:
         if several
         else "of images (paired stratified bootstrap); with one seed it does not hold what other seeds would change"
     )
+    told = [
+        "Means over seeds, SD over seeds (n - 1); in square brackets the 95 % interval of the mean over images "
+        "(stratified bootstrap)."
+    ]
+    if not any(score.difference is not None for arm in study.arms for score in arm.folds["test"].values()):
+        return told
     return [
-        f"Means over seeds, SD over seeds (n - 1). After the semicolon: arm - {study.reference} with the 95 % interval "
-        f"{both}. A difference is called clear (bold; better) where it leaves out 0; that of critical cells called "
-        f"safe never where the two ways differ in fewer than {ENOUGH_DISCORDANT} images.",
+        *told,
+        f"After the semicolon: arm - {study.reference} with the 95 % interval {both}. A difference is called clear "
+        "(bold; better) where it leaves out 0; that of critical cells called safe never where the two ways differ in "
+        f"fewer than {ENOUGH_DISCORDANT} images.",
         "Neither the number of metrics nor that of arms is corrected for: of twenty differences that are none, one "
         "may be called clear.",
     ]

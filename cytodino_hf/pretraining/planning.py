@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..memory import Memory, estimate_step, remember_positions
+from ..memory import Memory, estimate_step
 from ..planning import in_gib, memory_lines, precision, runtime
 from .masks import filled_up
 from .mixture import Mixture
@@ -112,9 +112,6 @@ def estimate_pretraining(recipe: PretrainRecipe) -> Memory:
     model = build_ibot(recipe, on_meta=True)
     views, batch = recipe.views, recipe.training.per_device_train_batch_size
     autocast = precision() != "float32"
-    sides = {views.global_size_px, views.local_size_px if views.local_crops else views.global_size_px}
-    for side in sides:
-        remember_positions(model.student.backbone, side)
 
     def train() -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):

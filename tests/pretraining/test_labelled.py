@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from clouds import labelled_set, picture, save
 
 from cytodino_hf.data.inspection.scan import scan_images
 from cytodino_hf.pretraining import looked
@@ -21,28 +21,10 @@ from cytodino_hf.run_folder import RunFolder
 FOLDS = ("train", "train", "train", "validation", "calibration", "test")
 
 
-def picture(number: int) -> np.ndarray:
-    """Clouds that are no other picture's near-duplicate."""
-    small = np.random.default_rng(number).integers(0, 256, (12, 12, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(small).resize((64, 64), Image.Resampling.BICUBIC))
-
-
-def save(path: Path, pixels: np.ndarray, **options: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, **options)
-
-
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`cells/`, two classes of six images, and `split.csv`."""
-    root = tmp_path_factory.mktemp("known")
-    lines = ["path,label,fold"]
-    for label, code in enumerate(("BLA", "LYT")):
-        for number, fold in enumerate(FOLDS):
-            save(root / "cells" / code / f"{number}.png", picture(10 * label + number))
-            lines.append(f"{code}/{number}.png,{code},{fold}")
-    (root / "split.csv").write_text("\n".join(lines) + "\n")
-    return root
+    return labelled_set(tmp_path_factory.mktemp("known"), FOLDS)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from clouds import labelled_set, picture, save
 
 from cytodino_hf.errors import DataError
 from cytodino_hf.pretraining.held_out import rows_named
@@ -21,18 +21,6 @@ from cytodino_hf.pretraining.mixture_section import parse_mixture
 from cytodino_hf.pretraining.views import ViewsSection
 
 FOLDS = ("train", "train", "train", "train", "validation", "calibration", "test", "test")
-
-
-def picture(number: int, side: int = 64) -> np.ndarray:
-    """A cloudy picture that is no other one's near-duplicate."""
-    clouds = np.random.default_rng(number).integers(0, 256, (12, 12, 3)).astype(np.float32)
-    return np.clip(cv2.resize(clouds, (side, side), interpolation=cv2.INTER_CUBIC), 0, 255).astype(np.uint8)
-
-
-def save(path: Path, pixels: np.ndarray, **options: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, **options)
-    return path
 
 
 def load(**data: Any) -> Mixture:
@@ -50,15 +38,7 @@ def unlabelled(root: Path, **keys: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes of eight images with a split."""
-    root = tmp_path_factory.mktemp("labelled")
-    lines = ["path,label,fold"]
-    for label, code in enumerate(("BLA", "LYT")):
-        for number, fold in enumerate(FOLDS):
-            path = f"{code}/{code}_{number}.png"
-            save(root / "cells" / path, picture(10 * label + number))
-            lines.append(f"{path},{code},{fold}")
-    (root / "split.csv").write_text("\n".join(lines) + "\n")
-    return root
+    return labelled_set(tmp_path_factory.mktemp("labelled"), FOLDS, prefix=True)
 
 
 @pytest.fixture(scope="module")

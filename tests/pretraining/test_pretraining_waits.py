@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from host_waits import LAST, Watch, Watched, WatchGpu
+from host_waits import LAST, Watch, Watched, train_unwaiting
 
 from cytodino_hf.pretraining import pretrain as module
 from cytodino_hf.pretraining.mixture import load_mixture
@@ -59,9 +59,4 @@ def test_no_step_waits_for_a_value(trainer: PretrainingTrainer, monkeypatch: pyt
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_no_step_waits(trainer: PretrainingTrainer) -> None:
-    trainer.add_callback(Watched(WatchGpu()))
-    try:
-        trainer.train()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert trainer.guard.is_deferred
+    train_unwaiting(trainer)

@@ -22,8 +22,8 @@ class InThisProcess:
     def poll(self) -> runs.Cost | None:
         return runs.Cost(2.0, 3.0)
 
-    def stop(self) -> None:
-        pass
+    def stop(self) -> runs.Cost | None:
+        return None
 
 
 def make_backbone(folder: Path, seed: int) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -72,25 +73,35 @@ def test_an_arm_is_a_recipe_that_shows_as_many_images(
     # 8 epochs with a multiplier of 2, as both recipes have it, over the 18 training images (6 of 12 pictures of 3
     # classes; 4 more of each with more): 36 draws an epoch are 3 steps of 16, with 12 more images 60 draws are 4.
     steps = 8 * (4 if arm.more == "all" else 3)
-    batch = 4 if name in ("published", "published_with_more", "batch") else 16
+    batch = (
+        4 if name in ("published", "published_with_more", "batch") else 32 if arm.recipe == arms.TINY else 16
+    )
     training = recipe.training
-    assert training.max_steps * batch == steps * 16
+
+    def whole(shown: float, choices: int) -> int:
+        """Whole steps between two choices: never fewer images than asked for."""
+        return choices * math.ceil(shown / batch / choices) * batch
+
+    assert training.max_steps * batch == whole(steps * 16, 8)
     assert training.per_device_train_batch_size == batch
     assert training.gradient_accumulation_steps == 1
     # Eight choices of a checkpoint in every arm, after as many images each.
     assert training.eval_strategy == training.save_strategy == "steps"
     assert training.eval_steps == training.save_steps == training.max_steps / 8
-    assert training.early_stopping_patience == 5
+    assert training.early_stopping_patience == (10 if arm.recipe == arms.TINY else 5)
     assert (recipe.data.image_size_px, recipe.model.backbone) == (16, str(backbone))
 
     def shown_and_chosen(**changes: Any) -> tuple[float, float]:
         training = arms.recipe_of(arm, found, settings.model_copy(update=changes), on)["training"]
         return training["max_steps"] * batch, training["max_steps"] / training["eval_steps"]
 
-    assert shown_and_chosen(epochs=4) == (steps / 2 * 16, 4)
-    assert shown_and_chosen(epochs=30) == (steps / 8 * 30 * 16, 30)
+    assert shown_and_chosen(epochs=4) == (whole(steps / 2 * 16, 4), 4)
+    assert shown_and_chosen(epochs=30) == (whole(steps / 8 * 30 * 16, 30), 30)
     assert shown_and_chosen(epochs=0.5) == (2 * 16, 1)
-    assert shown_and_chosen(max_steps=10) == (160, 5)  # a trial: the most choices that divide it evenly
+    assert shown_and_chosen(max_steps=10) == (
+        whole(160, 5),
+        5,
+    )  # a trial: the most choices that divide it evenly
 
 
 @pytest.mark.parametrize("name", ["schedule", "published_with_more"])

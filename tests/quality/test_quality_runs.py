@@ -112,7 +112,33 @@ def test_a_run_that_fails_stops_the_study_and_names_its_log(
     assert [process.returncode for process in started] == [-signal.SIGTERM, 2]  # `late` never began
     assert signal.getsignal(signal.SIGTERM) == before
     runs.perform(wanted[2:], jobs=1)
-    assert set(runs.costs(tmp_path)) == {"late/seed0"}
+    assert set(runs.costs(tmp_path)) == {"good/seed0", "late/seed0"}  # what was ended counts too
+
+
+def test_the_parts_of_a_continued_run_are_added_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs.Run, "is_finished", lambda self: False)
+    run = runs.Run("ours", 0, tmp_path, "")
+
+    class Stopped:
+        def poll(self) -> runs.Cost | None:
+            raise KeyboardInterrupt
+
+        def stop(self) -> runs.Cost | None:
+            return runs.Cost(5.0, 7.0)
+
+    run.folder.path.mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt):
+        runs.perform([run], jobs=1, start=lambda run: Stopped())
+
+    class Ended(Stopped):
+        def poll(self) -> runs.Cost | None:
+            return runs.Cost(2.0, 3.0)
+
+    runs.perform([run], jobs=2, start=lambda run: Ended())
+    assert runs.costs(tmp_path) == {run.name: runs.Cost(7.0, 10.0, jobs=2)}
+    run.folder.path.rmdir()  # somebody wants it trained anew
+    runs.perform([run], jobs=1, start=lambda run: Ended())
+    assert runs.costs(tmp_path) == {run.name: runs.Cost(2.0, 3.0)}
 
 
 def test_a_finished_study_repeats_nothing_and_a_stopped_one_only_what_is_missing(

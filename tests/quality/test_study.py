@@ -62,6 +62,8 @@ def test_the_tables_hold_what_the_runs_said(done: study.Study, settings: Quality
                 assert scores[name].values == pytest.approx(values, abs=1e-6)
                 assert scores[name].mean == pytest.approx(np.mean(values), abs=1e-6)
                 assert scores[name].spread == pytest.approx(np.std(values, ddof=1), abs=1e-6)
+                assert scores[name].mean_low <= scores[name].mean + 1e-9
+                assert scores[name].mean_high >= scores[name].mean - 1e-9
         for name, score in done.arms[1].folds[fold].items():
             assert score.difference == pytest.approx(np.mean(published[name]) - np.mean(ours[name]), abs=1e-6)
             error = np.sqrt((np.var(published[name], ddof=1) + np.var(ours[name], ddof=1)) / 2)
@@ -98,7 +100,8 @@ def test_notes_say_what_a_reader_must_know(done: study.Study) -> None:
     assert "Neither the number of metrics nor that of arms is corrected for" in text
     assert "over images and seeds" not in text  # said of the figure; here both are explained
     assert "runs at once: 1, threads of each: 1" in text
-    assert "| as published | 16 | 0.0 | 0.0 | float32 | 16; 16 |" in text
+    minutes = done.arms[1].seconds / 60
+    assert f"| as published | 16 | {minutes:.1f} | 0.0 | float32 | 16; 16 |" in text
     assert "one draw serves the four images" in text
     # Six images of each class: nothing to balance, and it says so; with other ratios it gives them.
     assert "sampler and class weights have nothing to balance here" in text
@@ -106,6 +109,13 @@ def test_notes_say_what_a_reader_must_know(done: study.Study) -> None:
     assert "nothing to balance" not in to_markdown(uneven)
     thinned = uneven.model_copy(update={"settings": uneven.settings | {"natural_ratios": True}})
     assert "thinned to the class ratios of the full MLL set (seed 0" in to_markdown(thinned)
+    assert "nothing to balance" not in to_markdown(thinned)
+    sure = done.arms[0].sureness
+    assert sure is not None
+    assert f"| ours | {sure.confidence:.3f} | {sure.accuracy:.3f} | {sure.temperature:.3f} |" in text
+    assert sure.accuracy == pytest.approx(done.arms[0].folds["test"]["accuracy"].mean)
+    bare = [arm.model_copy(update={"sureness": None}) for arm in done.arms]
+    assert "how sure" not in to_markdown(done.model_copy(update={"arms": bare}))
     alone = done.model_copy(update={"settings": done.settings | {"seeds": [0]}})
     assert "with one seed it does not hold what other seeds would change" in to_markdown(alone)
 
@@ -137,7 +147,7 @@ def test_a_probe_of_the_same_images_stands_beside(
     data = DataSection(source="mll", root=str(images), split=str(images / "split.csv"), image_size_px=16)
     options = ProbeOptions(
         (settings.backbone, f"random:{settings.backbone}"), data, {"mll": mll.Options()}, tmp_path / "probe",
-        seeds=(1, 2), few_shot_draws=0, interval_draws=100,
+        seeds=(1, 2), few_shot_draws=0, interval_draws=100, command=f"cytodino probe 'a b' --data.root {images}",
     )  # fmt: skip
     document = run_probe(options)
     beside = study.run(
@@ -161,6 +171,8 @@ def test_a_probe_of_the_same_images_stands_beside(
         in text
     )
     assert "--probe probe.json" in text
+    assert f"Frozen features: `{beside.probed[0].command}`" in text
+    assert beside.probed[0].command == f"cytodino probe 'a b' --data.root {images.name}"
     assert str(tmp_path) not in text + (tmp_path / "study.json").read_text()
 
     other = load_images(images, images / "split.csv", (), tmp_path)
@@ -182,7 +194,7 @@ def test_what_is_written_names_no_folder_of_this_machine(done: study.Study, tmp_
     )
     assert study.write(done, results=results) == text  # a second time in its place
     kept = results.read_text()
-    assert kept.count("<!-- benchmark quality -->") == kept.count(text) == 1
+    assert kept.count("<!-- benchmark quality: Ours against as published -->") == kept.count(text) == 1
     document = (tmp_path / "study.json").read_text()
     assert str(tmp_path.parent) not in document + text
     assert json.loads(document)["arms"][1]["recipe"]["loss"]["name"] == "hierarchical_focal_published"
