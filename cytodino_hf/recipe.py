@@ -194,7 +194,7 @@ class HubSection(Section):
 class FinalHubSection(HubSection):
     """How the backbone is fetched, and where the model goes at the end of the run."""
 
-    repo_id: str | None = Field(None, description="USER/NAME on the Hub to publish to; null publishes nothing")
+    repo_id: str | None = Field(None, description="USER/NAME on the Hub to publish to; null: publish nothing")
     private: bool = Field(False, description="make a new repository private")
     merged: bool = Field(False, description="publish whole weights instead of an adapter")
     publish_revision: str | None = Field(None, description="branch to write to; null: main")
