@@ -56,7 +56,7 @@ class DataSection(Section):
         None, description="folder of the images; null lets the source find or fetch them"
     )
     taxonomy: str = Field(
-        "mll", description="`mll`, `mll_published` or a JSON file with classes and lineages"
+        "mll", description="`mll`, another set's (`harmonised`, `matek19`, ...) or a JSON file of classes"
     )
     split: str = Field(
         "stratified", description="`stratified`, `source`, or a file: path,label,fold or test names"
@@ -180,6 +180,7 @@ class EvaluationSection(Section):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the backbone in the final scoring; bfloat16 is faster and rounds"
     )
+    baselines: bool = Field(True, description="compare with kNN and logistic regression on frozen features")
 
 
 class HubSection(Section):

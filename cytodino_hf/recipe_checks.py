@@ -256,13 +256,13 @@ def _check_backbone_config(values: dict[str, Any], found: list[str]) -> tuple[in
 
 
 def _check_training(training: Any, found: list[str]) -> None:
-    from .evaluation.metrics import METRICS
+    from .evaluation.scalar_metrics import SCALAR_METRICS
 
     metric = training.metric_for_best_model.removeprefix("eval_")
-    if metric not in (*METRICS, "loss"):
+    if metric not in (*SCALAR_METRICS, "loss"):
         found.append(
             f"training.metric_for_best_model = {training.metric_for_best_model!r}: "
-            + unknown_key(metric, (*METRICS, "loss"), kind="metric", bare=True)
+            + unknown_key(metric, (*SCALAR_METRICS, "loss"), kind="metric", bare=True)
         )
     if training.eval_strategy == "no" and training.early_stopping_patience is not None:
         found.append("training.early_stopping_patience: needs training.eval_strategy 'steps' or 'epoch'")

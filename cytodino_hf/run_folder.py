@@ -46,12 +46,14 @@ _PACKAGES = (
     "cytodino-hf", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "huggingface_hub",
     "albumentations", "numpy", "opencv-python-headless", "pillow", "scikit-learn",
 )  # fmt: skip
-# May differ between the start of a run and its continuation: they change where and how fast, not what.
+# May differ between the start of a run and its continuation: they change where, how fast and what is said beside,
+# not what.
 _MAY_DIFFER = (
     "training.output_dir",
     "training.dataloader_num_workers",
     "training.report_to",
     "training.halve_batch_on_out_of_memory",
+    "evaluation.baselines",
     "hub.repo_id",
     "hub.private",
     "hub.merged",

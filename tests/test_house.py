@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A stage imports only stages before it, or its own.
 STAGES = [
-    {"errors", "files", "page", "taxonomy"},
+    {"errors", "files", "other_sets", "page", "taxonomy"},
     {"recipe", "recipe_checks", "recipe_mistakes"},
     {"data"},
     {"model"},
@@ -30,7 +30,7 @@ STAGES = [
     {"launch", "folder_lock", "run_folder", "memory", "planning", "recovery"},
     {"run_records"},
     {"publishing"},
-    {"finetune", "pretraining", "conversion", "prediction", "probing"},
+    {"audit", "finetune", "pretraining", "conversion", "prediction", "probing"},
     {"cli_backbones", "cli_benchmark", "cli_data", "cli_predict", "cli_probe", "cli_publish"},
     {"cli", "__main__"},
 ]

@@ -12,9 +12,10 @@ from benchmarks.results import Part
 from cytodino_hf.errors import CytoDinoError
 from cytodino_hf.evaluation.comparison import bootstrap_intervals
 from cytodino_hf.evaluation.frozen_backbones import UNTRAINED
+from cytodino_hf.evaluation.neighbours import NEIGHBOURS
 from cytodino_hf.evaluation.predictions import Predictions
 from cytodino_hf.evaluation.seeds import over_seeds
-from cytodino_hf.probing.methods import METHODS, NEIGHBOURS
+from cytodino_hf.probing.methods import METHODS
 from cytodino_hf.taxonomy import load_taxonomy
 
 from .arms import ARMS, recipe_of

@@ -1,7 +1,8 @@
 """Two systems on the same images: how much they differ, and how sure that is.
 
-Images are drawn anew within each true class; both systems, and all their seeds, are scored on the same draw, so what
-makes an image hard for all of them cancels out. Inside a draw each system counts with the mean over its seeds.
+Images are drawn anew within each true class, whole groups of them where groups are known; both systems, and all their
+seeds, are scored on the same draw, so what makes an image hard for all of them cancels out. Inside a draw each system
+counts with the mean over its seeds.
 
 The interval over images says how much the difference would change with other test images. The percentile interval is
 shifted so that the mean of the draws lies on the value: the calibration error of a draw is too high on average (an
@@ -13,7 +14,7 @@ Source: Efron and Tibshirani 1993, chapters 8, 10 and 13 (paired, stratified boo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ from ..taxonomy import Taxonomy
 from .metrics import METRICS, confusion_metrics
 from .predictions import Predictions
 from .probability_metrics import probability_terms
+from .resampling import draw_weights
+from .scalar_metrics import LESS_IS_BETTER as LESS_IS_BETTER  # for those who read a difference
 from .seeds import interval_of_both, over_seeds, seed_error
 from .statistics import ENOUGH_IMAGES, Interval
 
@@ -31,16 +34,12 @@ from .statistics import ENOUGH_IMAGES, Interval
 COMPARED = ("macro_f1", "balanced_accuracy", "accuracy", "nll", "ece", "critical_to_safe")
 #: All metrics that can be compared.
 COMPARABLE = (*METRICS, "nll", "brier", "ece", "critical_to_safe")
-#: Metrics of which less is better.
-LESS_IS_BETTER = ("nll", "brier", "ece", "critical_to_safe")
 
 #: Where fewer critical images than this are called safe by one system and not by the other, no difference of that
 #: rate is clear: a handful of images has no distribution to draw from.
 ENOUGH_DISCORDANT = 10
 
 SHIFTED = "stratified bootstrap, percentile, shifted by its bias"
-
-_CELLS_AT_ONCE = 4_000_000  # bounds the memory of the draws to some tens of megabytes
 
 
 @dataclass(frozen=True)
@@ -124,19 +123,22 @@ def paired_differences(
     """
     if unknown := [name for name in metrics if name not in COMPARABLE]:
         raise ValueError(f"unknown metrics {', '.join(unknown)}; comparable are {', '.join(COMPARABLE)}")
-    systems = [_aligned(ours, ours, taxonomy), _aligned(other, ours, taxonomy)]
-    labels = systems[0][0].labels
+    systems = [aligned_rows(ours, ours, taxonomy), aligned_rows(other, ours, taxonomy)]
+    labels, groups = systems[0][0].labels, systems[0][0].groups
     support = np.bincount(labels, minlength=len(taxonomy))
     if not support[list(taxonomy.critical)].sum() or not taxonomy.safe:
         metrics = [name for name in metrics if name != "critical_to_safe"]
-    first, second = ([_Scorer(p, taxonomy, classes_counted) for p in system] for system in systems)
+    first, second = ([Scorer(p, taxonomy, classes_counted) for p in system] for system in systems)
     once = np.ones((1, len(labels)))
     values = [[scorer(once, metrics)[0] for scorer in system] for system in (first, second)]
     drawn = np.concatenate(  # (draws, metrics)
-        [_mean(first, w, metrics) - _mean(second, w, metrics) for w in _draw(labels, draws, seed)]
+        [
+            mean_over_seeds(first, w, metrics) - mean_over_seeds(second, w, metrics)
+            for w in draw_weights(labels, groups, draws, seed)
+        ]
     )
     low, high = _ends(drawn, np.mean(values[0], axis=0) - np.mean(values[1], axis=0), level)
-    deviation = drawn.std(axis=0, ddof=1)
+    deviation = np.nanstd(drawn, axis=0, ddof=1)
     small = tuple(code for code, n in zip(taxonomy.codes, support, strict=True) if 0 < n < ENOUGH_IMAGES)
     found = {}
     for place, name in enumerate(metrics):
@@ -183,11 +185,13 @@ def bootstrap_intervals(
     Raises:
         DataError: The seeds are not of the same images, or there are none.
     """
-    aligned = _aligned(system, system, taxonomy)
-    scorers = [_Scorer(p, taxonomy, None) for p in aligned]
-    labels = aligned[0].labels
-    value = _mean(scorers, np.ones((1, len(labels))), metrics)[0]
-    drawn = np.concatenate([_mean(scorers, w, metrics) for w in _draw(labels, draws, seed)])
+    aligned = aligned_rows(system, system, taxonomy)
+    scorers = [Scorer(p, taxonomy, None) for p in aligned]
+    labels, groups = aligned[0].labels, aligned[0].groups
+    value = mean_over_seeds(scorers, np.ones((1, len(labels))), metrics)[0]
+    drawn = np.concatenate(
+        [mean_over_seeds(scorers, w, metrics) for w in draw_weights(labels, groups, draws, seed)]
+    )
     low, high = _ends(drawn, value, level)
     return {
         name: Interval(float(value[i]), max(0.0, float(low[i])), float(high[i]), SHIFTED, len(labels))
@@ -198,13 +202,18 @@ def bootstrap_intervals(
 def _ends(drawn: np.ndarray, value: np.ndarray, level: float) -> np.ndarray:
     """Low and high ends (2, metrics) of (draws, metrics)."""
     tail = (1 - level) / 2
-    return np.quantile(drawn, [tail, 1 - tail], axis=0) - drawn.mean(axis=0) + value
+    ends: np.ndarray = np.nanquantile(drawn, [tail, 1 - tail], axis=0) - np.nanmean(drawn, axis=0) + value
+    return ends
 
 
-def _aligned(
+def aligned_rows(
     system: Sequence[Predictions], reference: Sequence[Predictions], taxonomy: Taxonomy
 ) -> list[Predictions]:
-    """Labelled rows of every seed, all in the order of the first of `reference`."""
+    """Labelled rows of every seed, all in the order of the first of `reference`.
+
+    Raises:
+        DataError: The predictions are not of the same images, labels and classes, or there are none.
+    """
     if not system or not reference:
         raise DataError("nothing to compare: a system has no predictions")
     first = reference[0].select(np.flatnonzero(reference[0].labels >= 0))
@@ -236,7 +245,7 @@ def _aligned(
     return aligned
 
 
-class _Scorer:
+class Scorer:
     """Metrics of one model for any weights of its images."""
 
     def __init__(self, predictions: Predictions, taxonomy: Taxonomy, counted: np.ndarray | None) -> None:
@@ -270,31 +279,17 @@ class _Scorer:
         }
         if "critical_to_safe" in metrics:
             critical = matrix[:, list(self.taxonomy.critical)]
-            values["critical_to_safe"] = critical[:, :, list(self.taxonomy.safe)].sum((1, 2)) / critical.sum(
-                (1, 2)
-            )
+            mistakes, of = critical[:, :, list(self.taxonomy.safe)].sum((1, 2)), critical.sum((1, 2))
+            # A draw of whole groups may hold no critical image: it says nothing of this rate.
+            values["critical_to_safe"] = np.divide(mistakes, of, out=np.full(len(of), np.nan), where=of > 0)
         return np.stack([values[name] for name in metrics], axis=1)
 
 
-def _mean(system: Sequence[_Scorer], weights: np.ndarray, metrics: Sequence[str]) -> np.ndarray:
+def mean_over_seeds(system: Sequence[Scorer], weights: np.ndarray, metrics: Sequence[str]) -> np.ndarray:
+    """Metrics of a system, the mean over its seeds: (draws, images) whole weights -> (draws, metrics)."""
     return np.mean([scorer(weights, metrics) for scorer in system], axis=0)
 
 
-def _discordant(first: Sequence[_Scorer], second: Sequence[_Scorer]) -> float:
+def _discordant(first: Sequence[Scorer], second: Sequence[Scorer]) -> float:
     shares = [np.mean([scorer.called_safe() for scorer in system], axis=0) for system in (first, second)]
     return float(np.abs(shares[0] - shares[1]).sum())
-
-
-def _draw(labels: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each image is in each draw, float64 (some draws, images); a class keeps its number of images."""
-    rng = np.random.default_rng(seed)
-    classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    step = max(1, _CELLS_AT_ONCE // len(labels))
-    for start in range(0, draws, step):
-        count = min(step, draws - start)
-        weights = np.empty((count, len(labels)))
-        for rows in classes:
-            n = len(rows)
-            picked = rng.integers(0, n, (count, n)) + n * np.arange(count)[:, None]
-            weights[:, rows] = np.bincount(picked.ravel(), minlength=count * n).reshape(count, n)
-        yield weights

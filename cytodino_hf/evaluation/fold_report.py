@@ -10,9 +10,10 @@ import numpy as np
 
 from ..errors import DataError
 from ..taxonomy import Taxonomy
-from .metrics import Share, class_metrics, confusion_matrix, critical_mistakes, top_confusions
+from .grouped import GroupDraws, group_draws
+from .metrics import class_metrics, confusion_matrix, top_confusions
 from .predictions import Predictions
-from .statistics import class_intervals, metric_intervals, wilson_interval
+from .statistics import FEW_IMAGES, called_interval, class_intervals, metric_intervals
 
 
 def fold_section(
@@ -29,7 +30,8 @@ def fold_section(
 
     Args:
         fold: Name of the fold, for messages.
-        predictions: Its predictions; images without label are counted and left out.
+        predictions: Its predictions; images without label are counted and left out. Where images have a group,
+            intervals are over groups.
         taxonomy: The classes, in label order.
         train_classes: Codes of the classes with an image in the training fold; macro metrics are over these.
         draws, seed, level: Of the bootstrap (`metric_intervals`).
@@ -46,8 +48,16 @@ def fold_section(
     support = matrix.sum(1)
     counted = np.array([code in train_classes for code in taxonomy.codes])
     codes = np.array(taxonomy.codes)
+    grouped = group_draws(
+        predictions.labels[known],
+        predictions.predicted[known],
+        [group for group, is_known in zip(predictions.groups, known, strict=True) if is_known],
+        len(taxonomy),
+        draws,
+        seed,
+    )
     metrics = (
-        metric_intervals(matrix, counted, draws=draws, seed=seed, level=level)
+        metric_intervals(matrix, counted, draws=draws, seed=seed, level=level, grouped=grouped)
         if support[counted].any()
         else {}
     )
@@ -59,8 +69,8 @@ def fold_section(
         "absent_classes": codes[counted & (support == 0)].tolist(),
         "untrained_classes": codes[~counted & (support > 0)].tolist(),
         "never_predicted": codes[(support > 0) & (matrix.sum(0) == 0)].tolist(),
-        "per_class": _class_table(matrix, taxonomy, draws, seed, level),
-        "critical": _critical_section(matrix, taxonomy, level),
+        "per_class": _class_table(matrix, taxonomy, draws, seed, level, grouped),
+        "critical": _critical_section(matrix, taxonomy, level, grouped),
         "top_confusions": [
             {
                 "true": taxonomy.codes[c.true],
@@ -90,10 +100,15 @@ def _check(fold: str, predictions: Predictions, taxonomy: Taxonomy) -> None:
 
 
 def _class_table(
-    matrix: np.ndarray, taxonomy: Taxonomy, draws: int, seed: int, level: float
+    matrix: np.ndarray,
+    taxonomy: Taxonomy,
+    draws: int,
+    seed: int,
+    level: float,
+    grouped: GroupDraws | None,
 ) -> list[dict[str, Any]]:
     each = class_metrics(matrix)
-    intervals = class_intervals(matrix, draws=draws, seed=seed, level=level)
+    intervals = class_intervals(matrix, draws=draws, seed=seed, level=level, grouped=grouped)
     return [
         {
             "code": cell.code,
@@ -102,6 +117,7 @@ def _class_table(
             "is_critical": cell.is_critical,
             "is_safe": cell.is_safe,
             "images": int(each.support[label]),
+            "is_few": bool(each.support[label] < FEW_IMAGES),
             "predicted": int(each.predicted[label]),
             **asdict(intervals[label]),
         }
@@ -109,17 +125,24 @@ def _class_table(
     ]
 
 
-def _critical_section(matrix: np.ndarray, taxonomy: Taxonomy, level: float) -> dict[str, Any]:
-    found = critical_mistakes(matrix, taxonomy.critical, taxonomy.safe)
+def _critical_section(
+    matrix: np.ndarray, taxonomy: Taxonomy, level: float, grouped: GroupDraws | None
+) -> dict[str, Any]:
+    critical, safe = taxonomy.critical, taxonomy.safe
 
-    def row(share: Share) -> dict[str, Any]:
-        interval = wilson_interval(share.mistakes, share.of, level=level)
-        low, high = (interval.low, interval.high) if share.of else (None, None)
-        rates = {"rate": share.rate, "low": low, "high": high, "method": interval.method}
-        return {"mistakes": share.mistakes, "of": share.of, **rates}
+    def row(true: Sequence[int], called: Sequence[int]) -> dict[str, Any]:
+        interval, mistakes = called_interval(matrix, true, called, grouped, level=level)
+        is_known = interval.n > 0
+        rates = {"rate": interval.value, "low": interval.low, "high": interval.high}
+        return {
+            "mistakes": mistakes,
+            "of": interval.n,
+            **{name: value if is_known else None for name, value in rates.items()},
+            "method": interval.method,
+        }
 
     return {
-        "critical_to_safe": row(found.critical_to_safe),
-        "safe_to_critical": row(found.safe_to_critical),
-        "per_class": {taxonomy.codes[label]: row(share) for label, share in found.per_class.items()},
+        "critical_to_safe": row(critical, safe),
+        "safe_to_critical": row(safe, critical),
+        "per_class": {taxonomy.codes[label]: row([label], safe) for label in critical},
     }

@@ -99,7 +99,7 @@ def draw_training_curves(curves: TrainingCurves, best_step: int | None = None) -
             axes.legend(frameon=False, fontsize=8)
         axes.set_title(title, loc="left", fontsize=10, color=INK, fontweight="bold")
         axes.set_xlabel("step", fontsize=8)
-        _tidy(axes)
+        tidy(axes)
         if title == "learning rate":
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:.1e}")
     return figure
@@ -181,7 +181,7 @@ def draw_class_f1(
     axes.set_xlabel("F1 with its interval", fontsize=9)
     if is_critical.any():
         axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-    _tidy(axes)
+    tidy(axes)
     axes.grid(axis="y", visible=False)
     return figure
 
@@ -242,7 +242,8 @@ def _line(axes: Axes, values: np.ndarray, colour: str, label: str) -> None:
         )
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
+    """The look of a chart of this project: light grid, small labels, no box."""
     axes.grid(color="#e4e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=8, length=0, colors=INK)

@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss
 
 from cytodino_hf.errors import DataError
-from cytodino_hf.evaluation import comparison
+from cytodino_hf.evaluation import resampling
 from cytodino_hf.evaluation.comparison import COMPARED, bootstrap_intervals, paired_differences
 from cytodino_hf.evaluation.predictions import Predictions
 from cytodino_hf.evaluation.probability_metrics import probability_metrics
@@ -139,19 +139,9 @@ def test_order_of_images_and_chunks_change_nothing(systems: tuple, monkeypatch: 
         for p in ours
     ]
     assert paired_differences(both, other, TAXONOMY, draws=60) == whole
-    monkeypatch.setattr(comparison, "_CELLS_AT_ONCE", 120 * 7)
+    monkeypatch.setattr(resampling, "_CELLS_AT_ONCE", 120 * 7)
     in_chunks = paired_differences(ours, other, TAXONOMY, draws=60)
     assert all(in_chunks[name].value == pytest.approx(whole[name].value) for name in whole)
-
-
-def test_draws_are_stratified() -> None:
-    labels = np.array([0, 0, 0, 2, 2, 1])
-    (weights,) = comparison._draw(labels, 50, 3)
-    assert weights.shape == (50, 6)
-    assert (weights[:, :3].sum(1) == 3).all()
-    assert (weights[:, 3:5].sum(1) == 2).all()
-    assert (weights[:, 5] == 1).all()
-    assert weights[:, :3].std() > 0
 
 
 def test_other_images_labels_or_classes_are_refused(systems: tuple) -> None:

@@ -1,4 +1,4 @@
-"""Intervals: closed forms, what chooses a method, and how often they cover the truth."""
+"""Intervals of what comes from a confusion matrix: closed forms, draws by hand, groups, and coverage in short."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import time
 import numpy as np
 import pytest
 
-from cytodino_hf.evaluation.metrics import METRICS, confusion_metrics
+from cytodino_hf.evaluation.grouped import group_draws
+from cytodino_hf.evaluation.matrix_influence import matrix_freedom
+from cytodino_hf.evaluation.metrics import METRICS, confusion_matrix, confusion_metrics
 from cytodino_hf.evaluation.statistics import (
-    PERCENTILE,
+    GROUPED,
     SMOOTHED,
     WILSON,
     class_intervals,
+    matrix_intervals,
     metric_intervals,
     smoothed_rows,
     wilson_interval,
@@ -101,36 +104,104 @@ def test_every_metric_has_an_ordered_interval_and_the_seed_decides() -> None:
         assert interval.n == matrix.sum()
 
 
-def test_percentile_ends_agree_with_draws_made_image_by_image() -> None:
-    # 2 classes of 60 and 40 images; images drawn again one by one, the metric by its textbook formula
+def test_ends_agree_with_draws_made_image_by_image() -> None:
+    # 2 classes of 60 and 40 images; rows with their two pseudo-counts drawn one by one, F1 by its textbook formula
     matrix = np.array([[48, 12], [10, 30]])
     rng = np.random.default_rng(0)
     drawn = []
     for _ in range(4000):
-        a = (rng.random(60) < 48 / 60).sum()
-        b = (rng.random(40) < 30 / 40).sum()
+        a = (rng.random(60) < 49 / 62).sum()
+        b = (rng.random(40) < 31 / 42).sum()
         drawn.append((2 * a / (60 + a + 40 - b) + 2 * b / (40 + b + 60 - a)) / 2)
     interval = metric_intervals(matrix, seed=0, draws=4000)["macro_f1"]
-    assert interval.method == PERCENTILE
-    assert (interval.low, interval.high) == pytest.approx(
-        tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.012
-    )
+    middle = np.mean(drawn)
+    factor = np.exp(1.959964 * np.std(drawn) / (middle * (1 - middle)))  # Student's t of 100 images adds 1 %
+    odds = interval.value / (1 - interval.value)
+    ends = (odds / factor, odds * factor)
+    assert interval.method == SMOOTHED
+    assert (interval.low, interval.high) == pytest.approx([o / (1 + o) for o in ends], abs=0.006)
 
 
-def test_what_chooses_the_method() -> None:
-    large = np.array([[80, 20], [15, 85]])
-    assert {i.method for i in metric_intervals(large, seed=0, draws=50).values()} == {PERCENTILE}
-    # a class of 3 images: means over classes are smoothed, means over images are not
-    rare = np.array([[800, 20, 0], [15, 850, 0], [1, 1, 1]])
-    methods = {name: i.method for name, i in metric_intervals(rare, seed=0, draws=50).items()}
-    over_images = {"accuracy", "weighted_f1", "weighted_precision", "weighted_recall"}
-    assert {name for name, method in methods.items() if method == PERCENTILE} == over_images
-    # ... unless the small class is not counted
-    counted = np.array([True, True, False])
-    assert metric_intervals(rare, counted, seed=0, draws=50)["macro_f1"].method == PERCENTILE
-    # small classes hold most images
-    small = np.array([[4, 3], [2, 5]])
-    assert {i.method for i in metric_intervals(small, seed=0, draws=50).values()} == {SMOOTHED}
+def test_other_metrics_of_the_matrix_get_their_own_limits() -> None:
+    def score(matrices: np.ndarray) -> dict[str, np.ndarray]:
+        wrong = matrices[..., 0, 1] + matrices[..., 1, 0]
+        n = matrices.sum((-2, -1))
+        return {"mcc": 1 - 2 * wrong / n, "mean_distance": 6 * wrong / n, "other": 1 - wrong / n}
+
+    found = matrix_intervals(np.array([[0, 9], [9, 1]]), score, seed=0, draws=500)
+    assert -1 < found["mcc"].low < found["mcc"].value < found["mcc"].high < 0
+    assert 0 < found["mean_distance"].low < found["mean_distance"].value < found["mean_distance"].high
+    assert 0 < found["other"].low < found["other"].value < found["other"].high
+    # A metric that is no more than another measured with other limits has the same interval, measured so.
+    assert found["mcc"].low == pytest.approx(2 * found["other"].low - 1)
+    none = matrix_intervals(np.array([[9, 0], [0, 9]]), score, seed=0, draws=500)
+    assert (none["mean_distance"].value, none["mean_distance"].low) == (0.0, 0.0)
+    assert 0 < none["mean_distance"].high < 2
+    assert none["mcc"].high == 1.0
+
+
+def test_the_freedom_of_a_share_is_that_of_its_rarer_side() -> None:
+    def score(matrices: np.ndarray) -> dict[str, np.ndarray]:
+        return {"accuracy": np.trace(matrices, axis1=-2, axis2=-1) / matrices.sum((-2, -1))}
+
+    # One class of 1,000 images, m wrong: variance of p (1 - p), fourth moment p (1 - p) (1 - 3 p (1 - p))
+    for wrong in (3, 400):
+        p = wrong / 1000
+        kurtosis = (1 - 3 * p * (1 - p)) / (p * (1 - p))
+        expected = min(2000 / (kurtosis - 1), 999)
+        found = matrix_freedom(np.array([[1000 - wrong, wrong], [0, 0]]), score)["accuracy"]
+        assert found == pytest.approx(expected, rel=0.01)
+    assert matrix_freedom(np.array([[5, 0], [0, 5]]), score)["accuracy"] == np.inf
+
+
+def test_groups_of_copies_widen_an_interval_by_the_root_of_their_size() -> None:
+    # 60 and 40 images, then each of them five times over in one group: the same interval, up to Student's t of 98
+    rng = np.random.default_rng(3)
+    labels = np.repeat([0, 1], [60, 40])
+    called = np.where(rng.random(100) < 0.8, labels, 1 - labels)
+    alone = confusion_matrix(labels, called, 2)
+    once = metric_intervals(alone, seed=0, draws=3000)
+    copies, groups = np.repeat(np.arange(100), 5), [f"g{i}" for i in np.repeat(np.arange(100), 5)]
+    drawn = group_draws(labels[copies], called[copies], groups, 2, 3000, 0)
+    assert drawn is not None
+    assert drawn.freedom == 98
+    many = metric_intervals(5 * alone, seed=0, draws=3000, grouped=drawn)
+    plain = metric_intervals(5 * alone, seed=0, draws=3000)
+    for name in METRICS:
+        width, grouped, blind = (i[name].high - i[name].low for i in (once, many, plain))
+        assert grouped == pytest.approx(width, rel=0.08), name
+        assert blind < width / 2, name
+        assert many[name].method == GROUPED
+    alone_rows, many_rows = class_intervals(alone, seed=0), class_intervals(5 * alone, seed=0, grouped=drawn)
+    for a, b in zip(alone_rows, many_rows, strict=True):
+        assert a.recall is not None
+        assert b.recall is not None
+        assert (b.recall.low, b.recall.high) == pytest.approx((a.recall.low, a.recall.high), abs=0.01)
+        assert (b.precision.low, b.precision.high) == pytest.approx(
+            (a.precision.low, a.precision.high),
+            abs=0.04,  # Wilson takes the images called so as given
+        )
+        assert b.recall.n == 5 * a.recall.n
+
+
+def test_group_draws_count_groups_and_images() -> None:
+    labels, called = np.array([0, 0, 0, 1, 1]), np.array([0, 0, 1, 1, 0])
+    drawn = group_draws(labels, called, ["a", "a", "b", "c", None], 2, 400, 0)
+    assert drawn is not None
+    assert drawn.units.tolist() == [[1, 1], [1, 1]]
+    assert drawn.units_of_true.tolist() == [2, 2]
+    assert drawn.units_of_called.tolist() == [2, 2]
+    assert drawn.freedom == 2
+    # Group a brings its two images together: the first cell holds 0, 2 or 4 of them.
+    assert set(drawn.matrices[:, 0, 0]) == {0.0, 2.0, 4.0}
+    assert drawn.matrices.mean(0) == pytest.approx(confusion_matrix(labels, called, 2), abs=0.2)
+    assert group_draws(labels, called, [None] * 5, 2, 10, 0) is None
+    # An untrained class may be all that a draw of few groups holds: that draw is left out.
+    odd = group_draws(labels, called, ["a", "a", "a", "b", "b"], 2, 50, 0)
+    mixed = group_draws(np.array([0, 1, 1]), np.array([0, 1, 0]), ["a", "a", "b"], 2, 50, 0)
+    for draws, matrix in ((odd, confusion_matrix(labels, called, 2)), (mixed, np.array([[1, 0], [1, 1]]))):
+        found = metric_intervals(matrix, np.array([True, False]), seed=0, draws=50, grouped=draws)
+        assert np.isfinite([(i.low, i.high) for i in found.values()]).all()
 
 
 def test_a_perfect_fold_is_not_reported_as_certain() -> None:
@@ -176,15 +247,3 @@ def test_coverage_on_rare_classes_in_short() -> None:
         ours, plain = found[name]
         assert ours >= 52 / 60
         assert plain < ours
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("best", "worst"), [(0.9, 0.45), (0.95, 0.7)])
-def test_coverage_on_the_mll_test_counts(best: float, worst: float) -> None:
-    found = _coverage(MLL_TEST_COUNTS, _truth(MLL_TEST_COUNTS, best, worst), repeats=400, draws=500)
-    for name in ("macro_f1", "balanced_accuracy"):
-        ours, plain = found[name]
-        assert 0.92 <= ours <= 0.99, found
-        assert plain < 0.8, found
-    for name in ("accuracy", "weighted_f1"):
-        assert 0.92 <= found[name][0] <= 0.99, found
