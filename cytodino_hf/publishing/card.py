@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .allow_list import CONFUSION, LICENCE
+from .allow_list import LICENCE
 from .checklist import BLANK, checklist
 from .licences import Base
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
+CONFUSION = "confusion_matrix.png"
 TEMPLATE = Path(__file__).with_name("card_template.md")
 # Scores in the metadata: key in the report -> metric of the Hub, its name.
 _METRICS = {

@@ -25,7 +25,7 @@ from cytodino_hf import CellClassifier
 from cytodino_hf.evaluation.predictions import Predictions
 from cytodino_hf.finetune import finetune
 from cytodino_hf.model_builder import save_model
-from cytodino_hf.publishing.allow_list import KINDS
+from cytodino_hf.publishing.assemble import KINDS
 from cytodino_hf.recipe import parse_recipe
 
 HERE = Path(__file__).parent

@@ -7,17 +7,20 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hub_server import DROP, READ_TOKEN, WRITE_TOKEN, Hub, hub_server
+from safetensors.numpy import save_file
 
 from cytodino_hf.errors import LeakError, PublishError
 from cytodino_hf.evaluation.predictions import Predictions
 from cytodino_hf.finetune import finetune
+from cytodino_hf.publishing.allow_list import Gathered, Kind, Wish
+from cytodino_hf.publishing.assemble import KINDS
 from cytodino_hf.publishing.publish import publish
 from cytodino_hf.recipe import parse_recipe
 
@@ -272,6 +275,34 @@ def test_a_backbone_goes_through_the_same_function() -> None:
     assert listed == {path.name for path in EMBEDDED_FOLDER.iterdir()}
     with pytest.raises(PublishError, match="as it is"):
         publish(EMBEDDED_FOLDER, "me/backbone", merged=True, dry_run=True)
+
+
+def test_a_new_kind_of_model_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A made-up kind: known by its config.json, with a card of its own; what its pattern does not name stays."""
+
+    def gather(kind: Kind, folder: Path, work: Path, wish: Wish) -> Gathered:
+        (work / "README.md").write_text(f"# {wish.repo_id}\n")
+        return Gathered(kind.allowed_files(folder) | {"README.md": work / "README.md"} | more)
+
+    def is_one(folder: Path, config: Mapping[str, Any]) -> bool:
+        return config["model_type"] == "bag"
+
+    more: dict[str, Path] = {}
+    bag = Kind("bag", r"config\.json|bags/\d+\.safetensors", ("README.md",), is_one, gather, ("bag",))
+    monkeypatch.setitem(KINDS, bag.name, bag)
+    folder = tmp_path / "run" / "bag"
+    (folder / "bags").mkdir(parents=True)
+    (folder / "config.json").write_text('{"model_type": "bag"}')
+    save_file({"w": np.zeros(2, np.float32)}, folder / "bags" / "7.safetensors")
+    for name in ("optimizer.pt", "bags/training_args.bin", "bags/7.safetensors.bak"):
+        (folder / name).write_text("must not leave")
+    text = publish(tmp_path / "run", "me/bag", dry_run=True).text
+    listed = [line.split()[0] for line in text.split("\nin all")[0].splitlines()]
+    assert listed == ["README.md", "bags/7.safetensors", "config.json"]
+    assert text.endswith("# me/bag\n")
+    more["optimizer.pt"] = folder / "optimizer.pt"
+    with pytest.raises(PublishError, match=r"nothing of a bag may be called optimizer\.pt"):
+        publish(tmp_path / "run", "me/bag", dry_run=True)
 
 
 END_OF_RUN = """

@@ -142,6 +142,22 @@ def _write_all(snapshot: Path, folder: Path, columns: Columns, most_bytes: int) 
 
 def _splits(snapshot: Path, config: str | None) -> Iterator[tuple[str, Any]]:
     """The splits of the files on this disk, row by row, without a copy of them."""
+    for name, rows in safe_reader(snapshot, config).as_streaming_dataset().items():
+        if rows.features is None:
+            raise DataError(f"{snapshot}: split {name!r} does not say which columns it has")
+        yield str(name), rows
+
+
+def safe_reader(snapshot: Path, config: str | None = None) -> Any:
+    """The builder of `datasets` for the files on this disk, once it is known that they lead nowhere else.
+
+    Args:
+        snapshot: All files of a commit.
+        config: Subset, for a data set that has several.
+
+    Raises:
+        DataError: The card or a file leads outside the folder.
+    """
     from datasets import load_dataset_builder
 
     _refuse_card(snapshot)
@@ -149,11 +165,7 @@ def _splits(snapshot: Path, config: str | None) -> Iterator[tuple[str, Any]]:
     for files in (builder.config.data_files or {}).values():
         for file in files:
             _refuse_outside(str(file), snapshot)
-    splits = builder.as_streaming_dataset()
-    for name, rows in splits.items():
-        if rows.features is None:
-            raise DataError(f"{snapshot}: split {name!r} does not say which columns it has")
-        yield str(name), rows
+    return builder
 
 
 def _refuse_card(snapshot: Path) -> None:
