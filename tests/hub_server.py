@@ -140,6 +140,7 @@ class Hub:
 
     def asked_from_here(self, patch: pytest.MonkeyPatch, home: Path, token: str | None = READ_TOKEN) -> None:
         """Let the client of this process ask this Hub, with a cache of its own."""
+        from datasets import config
         from huggingface_hub import constants
 
         patch.setattr(constants, "ENDPOINT", self.address)
@@ -149,7 +150,9 @@ class Hub:
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setattr(constants, "HF_HUB_CACHE", str(home / "hf"))
         patch.setenv("HF_TOKEN", token or "")
-        patch.setenv("HF_DATASETS_CACHE", str(home / "datasets"))
+        patch.setattr(config, "HF_DATASETS_CACHE", home / "datasets")
+        patch.setattr(config, "DOWNLOADED_DATASETS_PATH", home / "datasets" / "downloads")
+        patch.setattr(config, "EXTRACTED_DATASETS_PATH", home / "datasets" / "downloads" / "extracted")
 
     def fault(self, method: str, path: str) -> int | str | None:
         """The fault that is due for a request, if any."""

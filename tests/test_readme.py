@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -111,19 +111,12 @@ def made_by_a_run() -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def workplace(
-    tmp_path_factory: pytest.TempPathFactory,
-    make_images: Callable[..., Path],
-    tiny_recipe: Callable[..., dict],
-) -> Path:
+def workplace(tmp_path_factory: pytest.TempPathFactory, cells: Path, run: Path) -> Path:
     """A folder like the one README speaks of: runs/demo and my_cells."""
-    from cytodino_hf.finetune import finetune
-    from cytodino_hf.recipe import parse_recipe
-
     folder = tmp_path_factory.mktemp("user")
-    root = make_images(folder / "my_cells")
+    root = shutil.copytree(cells, folder / "my_cells")
     (root / "LYT" / "LYT_00001.png").rename(root / "LYT" / "cell.png")
-    finetune(parse_recipe(tiny_recipe(root, folder / "runs" / "demo"), source="test"))
+    shutil.copytree(run, folder / "runs" / "demo")
     return folder
 
 

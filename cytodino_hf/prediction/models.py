@@ -253,11 +253,9 @@ def _explained(name: str) -> Iterator[None]:
 def _remedy(error: BaseException, name: str) -> str:
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    causes: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in causes:
-        causes.append(link)
-        link = link.__cause__ or link.__context__
+    from ..model.binding_cytodino import causes_of
+
+    causes = causes_of(error)
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         return "it has no config.json; give a RUN that is finished, or what was published from one"
     if any(isinstance(c, GatedRepoError) for c in causes):

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ import pytest
 from hub_server import WRONG_BYTES, Hub, hub_server
 from kaggle_server import zipped
 
+from cytodino_hf.cli import main
 from cytodino_hf.errors import DataError
 from cytodino_hf.evaluation.predictions import Predictions
 from cytodino_hf.prediction.command import PredictOptions, predict_images
@@ -36,8 +34,21 @@ def as_parquet(files: list[Path], **columns: list[Any]) -> bytes:
     return content.getvalue()
 
 
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub that the client of this process asks."""
+    with hub_server() as server:
+        server.asked_from_here(monkeypatch, tmp_path, token=None)
+        yield server
+
+
 def test_all_splits_of_one_commit_are_scored_and_offline_nothing_is_asked(
-    run: Path, cells: Path, tmp_path: Path
+    hub: Hub,
+    run: Path,
+    cells: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     train, test = sorted((cells / "BLA").iterdir())[:6], sorted((cells / "LYT").iterdir())[:4]
     parts = {
@@ -45,19 +56,16 @@ def test_all_splits_of_one_commit_are_scored_and_offline_nothing_is_asked(
         "data/test-00000-of-00001.parquet": as_parquet(test, group=["p3"] * 4, label=[0, 0, 0, 1]),
     }
     out = tmp_path / "out.parquet"
-    command = [
-        *(sys.executable, "-m", "cytodino_hf", "predict", str(run), "hf://datasets/lab/cells"),
-        *("--output", str(out), "--precision", "float32", "--group-kind", "patient"),
-    ]
-    with hub_server() as hub:
-        commit = hub.commit("lab/cells", parts, kind="dataset")
-        for offline in (False, True):
-            environment = os.environ | hub.environment(tmp_path / "home", token=None, offline=offline)
-            done = subprocess.run(command, env=environment, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
-            asked, hub.requests[:] = list(hub.requests), []
-            assert bool(asked) is not offline, asked
-        assert "nothing to do" in done.stdout
+    words = ["predict", str(run), "hf://datasets/lab/cells", "--output", str(out), "--precision", "float32"]
+    commit = hub.commit("lab/cells", parts, kind="dataset")
+    for offline in (False, True):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        with pytest.raises(SystemExit) as ended:
+            main([*words, "--group-kind", "patient"])
+        assert not ended.value.code
+        asked, hub.requests[:] = list(hub.requests), []
+        assert bool(asked) is not offline, asked
+    assert "nothing to do" in capsys.readouterr().out
     found = Predictions.from_parquet(out)
     assert set(found.sources) == {f"lab/cells@{commit}"}
     assert found.paths == [file.name for file in (*train, *test)]
@@ -70,14 +78,6 @@ def test_all_splits_of_one_commit_are_scored_and_offline_nothing_is_asked(
     files = Predictions.from_parquet(tmp_path / "files.parquet")
     rows = [files.ids.index(f"{file.parent.name}/{file.name}") for file in (*train, *test)]
     np.testing.assert_allclose(found.logits, files.select(rows).logits, atol=1e-5)
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A Hub that the client of this process asks."""
-    with hub_server() as server:
-        server.asked_from_here(monkeypatch, tmp_path, token=None)
-        yield server
 
 
 def test_mistakes_are_named(hub: Hub, tmp_path: Path) -> None:
