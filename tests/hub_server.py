@@ -152,7 +152,6 @@ class Hub:
         patch.setenv("HF_TOKEN", token or "")
         patch.setattr(config, "HF_DATASETS_CACHE", home / "datasets")
         patch.setattr(config, "DOWNLOADED_DATASETS_PATH", home / "datasets" / "downloads")
-        patch.setattr(config, "EXTRACTED_DATASETS_PATH", home / "datasets" / "downloads" / "extracted")
 
     def fault(self, method: str, path: str) -> int | str | None:
         """The fault that is due for a request, if any."""

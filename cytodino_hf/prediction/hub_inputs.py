@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.sources.hub_download import Asked, fetch_commit
-from ..data.sources.hub_unpack import safe_reader
+from ..data.sources.hub_unpack import refuse_outside, safe_reader
 from ..errors import DataError
 from .inputs import HUB_PREFIX, InputImages, add_rows
 
@@ -43,20 +43,15 @@ def add_hub_dataset(found: InputImages, name: str, cache_dir: str | None) -> Non
         rows = table if column == "image" else table.rename_column(column, "image")
         add_rows(
             found, rows, f"{repository}@{folder.name}", numbered_as=split, inside=f"{split}/",
-            name_of_file=partial(_name_in, repository, folder),
+            name_of_file=partial(_name_in, folder), root=folder,
         )  # fmt: skip
 
 
-def _name_in(repository: str, folder: Path, path: str) -> str:
+def _name_in(folder: Path, path: str) -> str:
     """How a file of the data set is called there, wherever this machine keeps it."""
-    from datasets import config
-
-    if Path(path).is_relative_to(folder):
-        return Path(path).relative_to(folder).as_posix()
-    unpacked = Path(config.EXTRACTED_DATASETS_PATH)  # holds a folder for each archive
-    if Path(path).is_relative_to(unpacked):
-        return "/".join(Path(path).relative_to(unpacked).parts[1:])
-    raise DataError(f"{HUB_PREFIX}{repository}: a row names {path!r}, outside the data set; it is not read")
+    file = refuse_outside(path, folder).relative_to(folder).as_posix()
+    inside, is_packed, _ = path.partition("::")  # zip://a.png::/folder/b.zip
+    return f"{file}/{inside.partition('://')[2]}" if is_packed else file
 
 
 def _splits(folder: Path, repository: str) -> dict[str, Dataset]:

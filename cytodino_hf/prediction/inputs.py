@@ -185,6 +185,7 @@ def add_rows(
     numbered_as: str,
     inside: str = "",
     name_of_file: Callable[[str], str] = str,
+    root: Path | None = None,
 ) -> None:
     """Append the rows of a table with a column `image`.
 
@@ -195,6 +196,7 @@ def add_rows(
         numbered_as: Stands before the row number in the id of a picture without a path of its own.
         inside: Stands before the path in the id of one that has it.
         name_of_file: What a file that a row names, and does not hold, is called.
+        root: Folder that such a file must lie in; None for a table of the user's own.
     """
     from datasets import Image
 
@@ -210,7 +212,7 @@ def add_rows(
     if empty := [f"row {row}" for row, name in enumerate(ids) if name is None]:
         raise DataError(f"{source}: {len(empty)} rows without id: {first_few(empty)}")
     small = table.select_columns(["image"])
-    pictures = [TableRow(small, row) for row in range(len(table))]
+    pictures = [TableRow(small, row, root) for row in range(len(table))]
     found.add([str(name) for name in ids], paths, pictures, source, columns)
 
 

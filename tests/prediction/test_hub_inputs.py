@@ -105,7 +105,10 @@ def test_files_of_a_data_set_are_called_as_there_and_wrong_bytes_are_refused(
     hub.fail("train/1.png", WRONG_BYTES)
     with pytest.raises(DataError, match=r"train/1\.png arrived with other bytes"):
         find_inputs(["hf://datasets/lab/files@v1"])
-    for name, wanted in (("lab/files@v1", "train/train/1.png"), ("lab/packed", "train/cells/1.png")):
+    for name, wanted in (
+        ("lab/files@v1", "train/train/1.png"),
+        ("lab/packed", "train/train.zip/cells/1.png"),
+    ):
         found = find_inputs([f"hf://datasets/{name}"])
         assert found.ids == [wanted, wanted.replace("1.png", "2.png")]
         assert read_picture(found.pictures[0], "1").shape == (32, 32, 3)

@@ -18,10 +18,12 @@ from safetensors.numpy import save_file
 
 from cytodino_hf.errors import LeakError, PublishError
 from cytodino_hf.evaluation.predictions import Predictions
+from cytodino_hf.finetune import finetune
 from cytodino_hf.publishing.allow_list import Gathered, Kind, Wish
 from cytodino_hf.publishing.assemble import KINDS
 from cytodino_hf.publishing.card import BFLOAT16_SHARE
 from cytodino_hf.publishing.publish import publish
+from cytodino_hf.recipe import parse_recipe
 
 TESTS = Path(__file__).parent
 CODE = {f"{name}_cytodino.py" for name in ("binding", "configuration", "image_processing", "modeling")}
@@ -50,7 +52,7 @@ def state_of(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 @pytest.fixture(scope="module")
 def published(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, dict[str, Any]]]:
-    """Many publications in one process; name of each -> what came of it."""
+    """Many publications; name of each -> what came of it."""
     work = tmp_path_factory.mktemp("published")
     leaking = shutil.copytree(run, work / "leaking")
     recipe = json.loads((leaking / "recipe.json").read_text())
@@ -76,25 +78,26 @@ def published(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
         "leak": {"repo_id": "me/leak", "run": str(leaking)},
     }
     tokens = {"no token": "", "read only": READ_TOKEN}
-    plan = [
-        {"token": tokens.get(name, WRITE_TOKEN), "call": {"run": str(run)} | call}
-        for name, call in steps.items()
-    ]
-    (work / "steps.json").write_text(json.dumps(plan))
     with hub_server() as hub:
         hub.commit("me/foreign", {"notes.md": b"mine", "model.safetensors": b"old", ".gitattributes": b""})
         hub.fail(r"^/lfs/", DROP, method="PUT")
         hub.fail(r"me/dropped/commit", DROP, method="POST")
-        environment = os.environ | {"PYTHONPATH": str(TESTS.parent.parent)} | hub.environment(work / "home")
         before = state_of(run)
-        done = subprocess.run(
-            [sys.executable, str(TESTS / "publish_steps.py"), str(work / "steps.json"), str(work / "out.json")],
-            env=environment, capture_output=True, text=True, cwd=work,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        results = {}
+        for name, call in steps.items():
+            with pytest.MonkeyPatch.context() as patch:
+                hub.asked_from_here(patch, work / "home", tokens.get(name, WRITE_TOKEN))
+                results[name] = outcome({"run": str(run)} | call)
         assert state_of(run) == before, "publishing only reads the RUN"
-        results = dict(zip(steps, json.loads((work / "out.json").read_text()), strict=True))
         yield hub, results
+
+
+def outcome(call: dict[str, Any]) -> dict[str, str | None]:
+    try:
+        done = publish(**call)
+    except PublishError as error:
+        return {"error": type(error).__name__, "text": str(error), "commit": None}
+    return {"error": None, "text": done.text, "commit": done.commit}
 
 
 def test_exactly_the_allowed_files_lie_there(published: tuple[Hub, dict[str, Any]]) -> None:
@@ -174,23 +177,19 @@ def test_what_is_pulled_answers_as_the_run_did(
     predictions = Predictions.from_parquet(run / "predictions" / "test.parquet")
     (tmp_path / "images.json").write_text(json.dumps([str(cells / path) for path in predictions.paths]))
     models = ["me/adapter", "me/merged", "me/narrow", "me/narrow_merged", str(run)]
-    for offline in (False, True):
-        count = len(hub.requests)
-        environment = os.environ | hub.environment(tmp_path / "home", token=None, offline=offline)
-        command = [sys.executable, str(TESTS / "score_pulled.py"), str(tmp_path / "images.json")]
-        command += [str(tmp_path / "out.json"), *models]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert (len(hub.requests) == count) is offline, "offline means no request at all"
-        found = json.loads((tmp_path / "out.json").read_text())
-        largest = np.abs(predictions.logits).max()
-        for name in ("me/adapter", "me/merged", str(run)):
-            scores = [[row[code] for code in predictions.classes] for row in found[name]["scores"]]
-            np.testing.assert_allclose(scores, predictions.probabilities, atol=1e-5)
-            assert found[name]["dtype"] == "torch.float32"
-        for name in ("me/narrow", "me/narrow_merged"):
-            away = np.abs(np.array(found[name]["logits"]) - predictions.logits).max()
-            assert 0 < away < BFLOAT16_SHARE * largest, (name, away, largest)
+    environment = os.environ | hub.environment(tmp_path / "home", token=None)
+    command = [sys.executable, str(TESTS / "score_pulled.py"), str(tmp_path / "images.json")]
+    command += [str(tmp_path / "out.json"), *models]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert {found[name]["dtype"] for name in models} == {"torch.float32"}, "narrow files, exact computing"
+    for name in ("me/adapter", "me/merged", str(run)):
+        scores = [[row[code] for code in predictions.classes] for row in found[name]["scores"]]
+        np.testing.assert_allclose(scores, predictions.probabilities, atol=1e-5)
+    for name in ("me/narrow", "me/narrow_merged"):
+        away = np.abs(np.array(found[name]["logits"]) - predictions.logits).max()
+        assert 0 < away < BFLOAT16_SHARE * np.abs(predictions.logits).max(), (name, away)
 
 
 def test_narrow_weights_are_half_the_bytes(published: tuple[Hub, dict[str, Any]]) -> None:
@@ -229,9 +228,8 @@ def test_the_published_architecture_fits_260_mb_as_an_adapter(
     others = sum(len(c) for n, c in hub.files("me/adapter").items() if not n.endswith(".safetensors"))
     assert 250e6 < weights + others <= 260e6
     counts = count_parameters(model)
-    assert 4 * (counts.backbone + counts.head) == pytest.approx(1.47e9, rel=0.01), (
-        "what a full save would take"
-    )
+    everything = counts.backbone + counts.lora + counts.head
+    assert 4 * everything == pytest.approx(1.47e9, rel=0.01), "what a save of every tensor takes"
 
 
 def test_a_run_that_is_not_whole_is_refused(run: Path, tmp_path: Path) -> None:
@@ -301,23 +299,12 @@ def test_a_new_kind_of_model_is_one_entry(tmp_path: Path, monkeypatch: pytest.Mo
         publish(tmp_path / "run", "me/bag", dry_run=True)
 
 
-END_OF_RUN = """
-import json, os, sys
-from cytodino_hf.errors import PublishError
-recipe = parse_recipe(json.loads(sys.argv[1]), source="test")
-for token in sys.argv[2:]:
-    os.environ["HF_TOKEN"] = token
-    try:
-        finetune(recipe)
-    except PublishError as error:
-        print(f"refused: {error}")
-    else:
-        print("published")
-"""
-
-
 def test_the_hub_section_publishes_at_the_end_and_the_same_command_completes_it(
-    cells: Path, tmp_path: Path, run: Path, tiny_recipe: Callable[..., dict[str, Any]]
+    cells: Path,
+    tmp_path: Path,
+    run: Path,
+    tiny_recipe: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A base of the Hub in DINOv3's architecture: its licence goes along, its weights do not."""
     document = tiny_recipe(cells, tmp_path / "run", hub={"repo_id": "me/end", "private": True})
@@ -328,27 +315,16 @@ def test_the_hub_section_publishes_at_the_end_and_the_same_command_completes_it(
     with hub_server() as hub:
         commit = hub.commit("lab/base", files)
         hub.fail(r"me/end/commit", DROP, method="POST")
-        command = [
-            sys.executable,
-            "-c",
-            END_OF_RUN,
-            json.dumps(document),
-            WRITE_TOKEN,
-            WRITE_TOKEN,
-            READ_TOKEN,
-        ]
-        environment = (
-            os.environ | {"PYTHONPATH": str(TESTS.parent.parent)} | hub.environment(tmp_path / "home")
-        )
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        first, second, third = done.stdout.strip().splitlines()
-        assert "me/end: the connection failed" in first
-        assert second == "published"
-        assert "may only read" in third
-        assert hub.requests.count(("POST", "/api/repos/create")) == 2, (
-            "without the right token nothing is begun"
-        )
+        hub.asked_from_here(monkeypatch, tmp_path, WRITE_TOKEN)
+        recipe = parse_recipe(document, source="test")
+        with pytest.raises(PublishError, match="me/end: the connection failed"):
+            finetune(recipe)
+        finetune(recipe)
+        begun = hub.requests.count(("POST", "/api/repos/create"))
+        monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
+        with pytest.raises(PublishError, match="may only read"):
+            finetune(recipe)
+        assert hub.requests.count(("POST", "/api/repos/create")) == begun == 2
         assert set(hub.files("me/end")) - {".gitattributes"} == ALWAYS | ADAPTER | {"LICENSE.md"}
         assert hub.files("me/end")["LICENSE.md"] == licence
         assert hub.repos["model", "me/end"].is_private
