@@ -17,7 +17,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -229,7 +229,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _hang_up(self) -> None:
         self.close_connection = True
-        self.connection.shutdown(2)
+        with suppress(OSError):  # the client may have gone first
+            self.connection.shutdown(2)
 
     def _end(self, content: bytes) -> None:
         self.send_header("Content-Length", str(len(content)))
