@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..backbones import backbone_source
 from ..errors import PublishError
+from ..files import read_json
 from ..recipe_checks import EMBEDDED
 from .allow_list import LICENCE
 
@@ -183,7 +183,7 @@ def _history(folder: Path, name: str) -> dict[str, Any] | None:
         places.append(Path(backbone_source(name)))
     for place in places:
         if (place / "pretraining.json").is_file():
-            record: dict[str, Any] = json.loads((place / "pretraining.json").read_text(encoding="utf-8"))
+            record: dict[str, Any] = read_json(place / "pretraining.json")
             return record
     return None
 

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from ...errors import DataError
+from ...files import read_json
 from ...taxonomy import Taxonomy
 from ..samples import FOLDS, CellImages, RejectedImage, build_cell_images
 from ..tables import first_few
@@ -196,7 +197,7 @@ def _from_record(folder: Path, options: Options) -> _Found:
 def _read_record(folder: Path, options: Options) -> Mapping[str, Any]:
     columns = Columns(options.config, options.image_column, options.label_column, options.group_column)
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = read_json(folder / RECORD)
         there = record["id"], record["revision"], record["columns"]
         _ = record["licence"], record["unlabelled"].items()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
