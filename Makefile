@@ -34,6 +34,7 @@ ifdef IMAGES
 endif
 	$(BIN)/cytodino benchmark step $(RECORD)/step.json
 	$(BIN)/cytodino benchmark predict $(RECORD)/predict.json
+	$(BIN)/cytodino benchmark predict --files $(RECORD)/predict_files.json
 	$(BIN)/cytodino benchmark startup --rounds 3 $(RECORD)/startup.json
 
 clean:  ## Remove the virtual environment and caches; runs/ stays.

@@ -273,5 +273,6 @@ def compare_logits(reference: np.ndarray, ours: np.ndarray) -> str:
     margin = float(np.median(top[:, -1] - top[:, -2]))
     return (
         f"{equal} of {len(ours)} pictures with equal arg max ({equal / len(ours):.1%}), largest difference of a logit "
-        f"{np.abs(reference - ours).max():.1e} (median lead of the first class {margin:.2g})"
+        f"{np.abs(reference - ours).max():.1e} (median lead of the first class {margin:.2g}, largest logit "
+        f"{np.abs(reference).max():.2g})"
     )

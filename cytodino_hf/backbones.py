@@ -170,7 +170,9 @@ class _OneLineForRetries(logging.Filter):
 def _remedy(error: BaseException, name: str, revision: str | None) -> str:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    causes = _causes(error)
+    from .model.binding_cytodino import causes_of
+
+    causes = causes_of(error)
     fallback = "or use an open backbone such as facebook/dinov2-large (patch 14: data.image_size_px 252)"
     if any(isinstance(c, GatedRepoError) for c in causes):
         return f"backbone {name} is gated and this account has no access: {_licence(name)}; {fallback}"
@@ -191,16 +193,6 @@ def _remedy(error: BaseException, name: str, revision: str | None) -> str:
         f"with a connection (`hf download {name}`), or give model.backbone a local folder, or build one from scratch "
         "with model.backbone_config."
     )
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    """The error and those that led to it, the first cause last."""
-    causes: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in causes:
-        causes.append(link)
-        link = link.__cause__ or link.__context__
-    return causes
 
 
 def _licence(name: str) -> str:

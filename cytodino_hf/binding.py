@@ -6,13 +6,12 @@ Begun with the configuration, completed when the base is there, finished when th
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .backbones import explained, hub_arguments
 from .errors import BackboneUnavailableError
-from .files import without_places
+from .files import read_json, without_places
 from .model.binding_cytodino import PROCESSOR_FILE, digest, kept_sha256, make_binding, weights_digests
 from .recipe import Recipe
 
@@ -78,7 +77,7 @@ def finish_binding(config: CytoDinoConfig, folder: Path, files: list[str], base_
         config.binding,
         labels=[config.id2label[label] for label in sorted(config.id2label)],  # type: ignore[index,type-var]
         taxonomy=config.taxonomy,
-        preprocessing=json.loads((folder / PROCESSOR_FILE).read_text(encoding="utf-8")),
+        preprocessing=read_json(folder / PROCESSOR_FILE),
         weights=weights,
     )
 

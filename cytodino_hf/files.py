@@ -17,6 +17,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_json(path: Path) -> Any:
+    """The document in a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def write_json(path: Path, document: Any) -> None:
     """Write JSON so that the file is always whole."""
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)

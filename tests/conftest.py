@@ -108,3 +108,20 @@ def tiny_recipe() -> Callable[..., dict[str, Any]]:
         return document
 
     return recipe
+
+
+@pytest.fixture(scope="session")
+def cells(tmp_path_factory: pytest.TempPathFactory, make_images: Callable[..., Path]) -> Path:
+    """A folder of class folders that many tests read; none writes to it."""
+    return make_images(tmp_path_factory.mktemp("cells"), per_class=10)
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory, cells: Path, tiny_recipe: Callable[..., dict]) -> Path:
+    """A finished RUN trained on `cells` that many tests read: LoRA, the backbone beside it."""
+    from cytodino_hf.finetune import finetune
+    from cytodino_hf.recipe import parse_recipe
+
+    out = tmp_path_factory.mktemp("runs") / "demo"
+    document = tiny_recipe(cells, out, training={"max_steps": 30, "eval_steps": 30, "save_steps": 30})
+    return finetune(parse_recipe(document, source="test")).path

@@ -5,7 +5,7 @@
         subprocess.run([...], env=os.environ | hub.environment(tmp_path / "home"))
         assert ("POST", "/api/repos/create") in hub.requests
 
-The client reads its address when it is imported: use it in a process of its own.
+The client reads its address when it is imported: use it in a process of its own, or after `asked_from_here`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
 
 WRITE_TOKEN, READ_TOKEN = "hf_loopbackwrite", "hf_loopbackread"
 #: Kinds of fault that `Hub.fail` knows besides a status code.
@@ -136,6 +138,21 @@ class Hub:
             "HF_DATASETS_CACHE": str(home / "datasets"),
         }
 
+    def asked_from_here(self, patch: pytest.MonkeyPatch, home: Path, token: str | None = READ_TOKEN) -> None:
+        """Let the client of this process ask this Hub, with a cache of its own."""
+        from datasets import config
+        from huggingface_hub import constants
+
+        patch.setattr(constants, "ENDPOINT", self.address)
+        template = f"{self.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "HF_HUB_CACHE", str(home / "hf"))
+        patch.setenv("HF_TOKEN", token or "")
+        patch.setattr(config, "HF_DATASETS_CACHE", home / "datasets")
+        patch.setattr(config, "DOWNLOADED_DATASETS_PATH", home / "datasets" / "downloads")
+
     def fault(self, method: str, path: str) -> int | str | None:
         """The fault that is due for a request, if any."""
         with self.lock:
@@ -212,7 +229,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _hang_up(self) -> None:
         self.close_connection = True
-        self.connection.shutdown(2)
+        with suppress(OSError):  # the client may have gone first
+            self.connection.shutdown(2)
 
     def _end(self, content: bytes) -> None:
         self.send_header("Content-Length", str(len(content)))

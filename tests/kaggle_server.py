@@ -18,7 +18,7 @@ import re
 import threading
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -155,7 +155,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True  # the client asks for the rest on another connection
         if due == DROP:
             self.close_connection = True
-            self.connection.shutdown(2)
+            with suppress(OSError):  # the client may have gone first
+                self.connection.shutdown(2)
 
     def _json(self, document: object, status: int = 200) -> None:
         self.send_response(status)

@@ -276,7 +276,7 @@ def test_agreement_is_counted_in_pictures() -> None:
     ours = np.array([[1.0, 0.0], [0.0, 3.5], [1.0, 1.5]])
     said = predict.compare_logits(reference, ours)
     assert "2 of 3 pictures with equal arg max (66.7%)" in said
-    assert "largest difference of a logit 1.0e+00 (median lead of the first class 1)" in said
+    assert "largest difference of a logit 1.0e+00 (median lead of the first class 1, largest logit 3)" in said
 
 
 def test_the_command_is_repeated_without_folders() -> None:

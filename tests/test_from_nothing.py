@@ -13,11 +13,13 @@ from hub_server import Hub, hub_server
 from kaggle_server import DROP, TOKEN, Kaggle, kaggle_server, zipped
 
 from cytodino_hf.data.sources.synthetic import draw_image_set
+from cytodino_hf.publishing.classifier import CLASSIFIER
 
 ROOT = Path(__file__).parent.parent
 BACKBONE = "facebook/dinov3-vitl16-pretrain-lvd1689m"
 IMAGES = "andrewmvd/bone-marrow-cell-classification"
 CELLS = 420
+LICENCE = b"Stand-in for the text of the licence.\n"
 
 
 def stand_in(folder: Path) -> Path:
@@ -31,7 +33,17 @@ def stand_in(folder: Path) -> Path:
         num_register_tokens=4,
     )  # fmt: skip
     DINOv3ViTModel(config).save_pretrained(folder)
+    (folder / "LICENSE.md").write_bytes(LICENCE)
     return folder
+
+
+def publish(folder: Path, hub: Hub, run: Path) -> str:
+    """What `push_to_hub.py` says."""
+    command = [sys.executable, str(ROOT / "push_to_hub.py"), str(run), "--repo-id", "me/cytodino32"]
+    environment = os.environ | hub.environment(folder / "home" / "hf") | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def drawn_archive(folder: Path) -> bytes:
@@ -65,7 +77,7 @@ def launch(
 
 
 @pytest.mark.slow
-def test_one_command_brings_images_and_backbone_and_makes_a_run(tmp_path: Path) -> None:
+def test_one_command_brings_images_and_backbone_and_the_next_publishes_the_run(tmp_path: Path) -> None:
     with hub_server() as hub, kaggle_server() as kaggle:
         revision = hub.commit(BACKBONE, stand_in(tmp_path / "backbone"), gated=True)
         kaggle.needs_token = True
@@ -84,6 +96,17 @@ def test_one_command_brings_images_and_backbone_and_makes_a_run(tmp_path: Path) 
         assert (config["base_model_name_or_path"], config["base_model_revision"]) == (BACKBONE, revision)
         assert (run / "adapter" / "adapter_model.safetensors").is_file()
         assert json.loads((run / "run.json").read_text())["state"] == "finished"
+
+        pushed = publish(tmp_path, hub, run)
+        assert "commit" in pushed
+        files = hub.files("me/cytodino32")
+        assert {name for name in files if CLASSIFIER.allows(name)} == set(files) - {".gitattributes"}
+        assert "adapter/adapter_model.safetensors" in files
+        assert files["LICENSE.md"] == LICENCE
+        assert not any(name.startswith("base/") for name in files), "a base of the Hub stays there"
+        card = files["README.md"].decode()
+        assert f"{BACKBONE} at commit {revision}" in card
+        assert "drawn by a program" in card
 
         hub.requests.clear()
         kaggle.requests.clear()

@@ -170,6 +170,16 @@ def access_explained(base: str, revision: str | None) -> Iterator[None]:
         raise BaseUnavailableError(_remedy(error, base, revision)) from error
 
 
+def causes_of(error: BaseException) -> list[BaseException]:
+    """An error and those that led to it, the first cause last."""
+    causes: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in causes:
+        causes.append(link)
+        link = link.__cause__ or link.__context__
+    return causes
+
+
 def _check_labels(path: str, config: Any, bound: Mapping[str, Any]) -> None:
     labels = [config.id2label[label] for label in sorted(config.id2label)]
     taxonomy = getattr(config, "taxonomy", None)
@@ -230,11 +240,7 @@ def _check_file(name: str, there: str, wanted: str, remedy: str) -> None:
 
 
 def _remedy(error: BaseException, base: str, revision: str | None) -> str:
-    causes: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in causes:
-        causes.append(link)
-        link = link.__cause__ or link.__context__
+    causes = causes_of(error)
     access = f"accept its licence on https://huggingface.co/{base}, then `hf auth login` or set HF_TOKEN"
     if any(isinstance(cause, GatedRepoError) for cause in causes):
         return f"the backbone {base} of this adapter is gated and this account has no access: {access}"

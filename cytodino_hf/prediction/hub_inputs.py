@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..data.sources.hub_download import Asked, fetch_commit
+from ..data.sources.hub_unpack import refuse_outside, safe_reader
 from ..errors import DataError
 from .inputs import HUB_PREFIX, InputImages, add_rows
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 def add_hub_dataset(found: InputImages, name: str, cache_dir: str | None) -> None:
@@ -22,7 +29,9 @@ def add_hub_dataset(found: InputImages, name: str, cache_dir: str | None) -> Non
         DataError: It cannot be had, or holds no images; says the remedy.
     """
     repository, _, revision = name.partition("@")
-    folder = _download(repository, revision or None, cache_dir)
+    where = HUB_PREFIX + name
+    asked = Asked(repository, revision or None, where, f"what follows @ in {where}")
+    folder = fetch_commit(asked, cache_dir)
     for split, table in _splits(folder, repository).items():
         columns = [key for key, kind in table.features.items() if type(kind).__name__ == "Image"]
         column = "image" if "image" in table.features else columns[0] if len(columns) == 1 else None
@@ -32,41 +41,26 @@ def add_hub_dataset(found: InputImages, name: str, cache_dir: str | None) -> Non
                 f"{', '.join(table.features)})"
             )
         rows = table if column == "image" else table.rename_column(column, "image")
-        add_rows(found, rows, f"{repository}@{folder.name}", numbered_as=split, inside=f"{split}/")
+        add_rows(
+            found, rows, f"{repository}@{folder.name}", numbered_as=split, inside=f"{split}/",
+            name_of_file=partial(_name_in, folder), root=folder,
+        )  # fmt: skip
 
 
-def _download(repository: str, revision: str | None, cache_dir: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    name = HUB_PREFIX + repository
-    try:
-        return Path(
-            snapshot_download(repository, repo_type="dataset", revision=revision, cache_dir=cache_dir)
-        )
-    except LocalEntryNotFoundError as error:
-        raise DataError(
-            f"{name} is not in the local cache and the Hub cannot be asked; fetch it once with a connection "
-            f"(`hf download {repository} --repo-type dataset`)"
-        ) from error
-    except HfHubHTTPError as error:
-        raise DataError(
-            f"{name} cannot be fetched ({error.server_message or error}); check the name and the revision "
-            f"{revision or '(the newest)'}; if it is gated or private, ask for access on "
-            f"https://huggingface.co/datasets/{repository}, then `hf auth login` or set HF_TOKEN"
-        ) from error
-    except HFValidationError as error:
-        raise DataError(
-            f"{name}: no id of the Hub ({error}); it is OWNER/NAME or OWNER/NAME@REVISION"
-        ) from error
+def _name_in(folder: Path, path: str) -> str:
+    """How a file of the data set is called there, wherever this machine keeps it."""
+    file = refuse_outside(path, folder).relative_to(folder).as_posix()
+    inside, is_packed, _ = path.partition("::")  # zip://a.png::/folder/b.zip
+    return f"{file}/{inside.partition('://')[2]}" if is_packed else file
 
 
-def _splits(folder: Path, repository: str) -> dict:
-    from datasets import load_dataset
+def _splits(folder: Path, repository: str) -> dict[str, Dataset]:
     from datasets.exceptions import DatasetsError
 
     try:
-        return dict(load_dataset(str(folder)))
+        reader = safe_reader(folder)
+        reader.download_and_prepare()
+        return dict(reader.as_dataset())
     except (DatasetsError, ValueError, OSError) as error:
         raise DataError(
             f"{HUB_PREFIX}{repository}: cannot be read as a data set of images ({error})"

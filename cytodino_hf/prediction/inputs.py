@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -177,7 +177,16 @@ def _read_pictures(file: Path, column: str) -> Dataset:
     return table if column == "image" else table.rename_column(column, "image")
 
 
-def add_rows(found: InputImages, table: Dataset, source: str, *, numbered_as: str, inside: str = "") -> None:
+def add_rows(
+    found: InputImages,
+    table: Dataset,
+    source: str,
+    *,
+    numbered_as: str,
+    inside: str = "",
+    name_of_file: Callable[[str], str] = str,
+    root: Path | None = None,
+) -> None:
     """Append the rows of a table with a column `image`.
 
     Args:
@@ -186,6 +195,8 @@ def add_rows(found: InputImages, table: Dataset, source: str, *, numbered_as: st
         source: Of every row.
         numbered_as: Stands before the row number in the id of a picture without a path of its own.
         inside: Stands before the path in the id of one that has it.
+        name_of_file: What a file that a row names, and does not hold, is called.
+        root: Folder that such a file must lie in; None for a table of the user's own.
     """
     from datasets import Image
 
@@ -193,7 +204,7 @@ def add_rows(found: InputImages, table: Dataset, source: str, *, numbered_as: st
     columns = {
         name: _texts(table, name) for name in ("id", "group", "fold", "label") if name in table.features
     }
-    own = _own_paths(table)
+    own = _own_paths(table, name_of_file)
     numbered = [f"{numbered_as}#{row}" for row in range(len(table))]
     paths = [path or name for path, name in zip(own, numbered, strict=True)]
     are_unique = None not in own and len(set(own)) == len(own)
@@ -201,14 +212,19 @@ def add_rows(found: InputImages, table: Dataset, source: str, *, numbered_as: st
     if empty := [f"row {row}" for row, name in enumerate(ids) if name is None]:
         raise DataError(f"{source}: {len(empty)} rows without id: {first_few(empty)}")
     small = table.select_columns(["image"])
-    pictures = [TableRow(small, row) for row in range(len(table))]
+    pictures = [TableRow(small, row, root) for row in range(len(table))]
     found.add([str(name) for name in ids], paths, pictures, source, columns)
 
 
-def _own_paths(table: Dataset) -> list[str | None]:
+def _own_paths(table: Dataset, name_of_file: Callable[[str], str]) -> list[str | None]:
     """The `path` of each picture; its bytes stay on the disk."""
     images = table.select_columns(["image"]).with_format("arrow")[:]["image"]
-    return [path for chunk in images.chunks for path in chunk.field("path").to_pylist()]
+    own: list[str | None] = []
+    for chunk in images.chunks:
+        are_files = chunk.field("bytes").is_null().to_pylist()
+        paths = chunk.field("path").to_pylist()
+        own += [name_of_file(p) if p and is_file else p for p, is_file in zip(paths, are_files, strict=True)]
+    return own
 
 
 def _texts(table: Dataset, name: str) -> list[str | None]:

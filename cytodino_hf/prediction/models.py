@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.tables import first_few
 from ..errors import ModelUnavailableError
 from ..evaluation.scoring import Precision
-from ..files import file_sha256
+from ..files import file_sha256, read_json
 from ..taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ class ModelPlace:
         index = self.file(_INDEX)
         if index is None:
             return []
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(read_json(index)["weight_map"].values())
         return [self.file(name) for name in sorted(names)]
 
 
@@ -135,7 +134,7 @@ def find_model(
                 f"it is not in the local cache; fetch it once with a connection (`hf download {place}`)"
             )
         commit = extract_commit_hash(file, None)
-        config = json.loads(Path(file).read_text(encoding="utf-8"))
+        config = read_json(Path(file))
     if config.get("model_type") != "cytodino":
         raise ModelUnavailableError(
             f"model {place} is a {config.get('model_type')!r} model, not one of this project; give a RUN or what was "
@@ -253,11 +252,9 @@ def _explained(name: str) -> Iterator[None]:
 def _remedy(error: BaseException, name: str) -> str:
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    causes: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in causes:
-        causes.append(link)
-        link = link.__cause__ or link.__context__
+    from ..model.binding_cytodino import causes_of
+
+    causes = causes_of(error)
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         return "it has no config.json; give a RUN that is finished, or what was published from one"
     if any(isinstance(c, GatedRepoError) for c in causes):

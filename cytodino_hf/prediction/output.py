@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 from ..data.splits import safe_cell
 from ..errors import DataError, FullDiskError, RunFolderError
 from ..evaluation.predictions import Predictions
-from ..files import whole_file, write_json
+from ..files import read_json, whole_file, write_json
 from ..folder_lock import locked
 from ..taxonomy import Taxonomy
 
@@ -88,7 +88,7 @@ class PredictionOutput:
             found = _csv_scorer(self.path) if self._is_csv else _parquet_scorer(self.path)
         elif any(self.parts.glob("*.parquet")):  # else nothing was scored yet
             about = self.parts / "about.json"
-            found = json.loads(about.read_text(encoding="utf-8"))
+            found = read_json(about)
         return Scorer(found["model_revision"], found["precision"]) if found else None
 
     def done(self) -> set[str]:

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from ..data.dataset import keep_freed_memory, keep_to_one_core
 from ..data.images import read_file, read_rgb
+from ..data.sources.hub_unpack import row_content
 from ..errors import DataError
 
 if TYPE_CHECKING:
@@ -30,10 +31,12 @@ class TableRow:
     Args:
         table: With the column `image`, undecoded (`{"path", "bytes"}`).
         row: Which.
+        root: Folder that a file must lie in which the row names; None for a table of the user's own.
     """
 
     table: Table
     row: int
+    root: Path | None = None
 
     def content(self) -> bytes:
         """The encoded picture.
@@ -43,8 +46,10 @@ class TableRow:
         """
         value = self.table[self.row]["image"] or {"bytes": None, "path": None}
         content: bytes | None = value["bytes"]
-        if content is None and value["path"] is not None:
-            return read_file(value["path"])
+        if self.root is not None:
+            content = row_content(value, self.root) or None
+        elif content is None and value["path"] is not None:
+            content = read_file(value["path"])
         if content is None:
             raise DataError("this row of the table holds no picture; remove it")
         return content

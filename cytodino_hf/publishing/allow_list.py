@@ -1,17 +1,49 @@
-"""Which files of which kind of model leave the machine. What no pattern names stays, whatever it is."""
+"""What a kind of model is: how it is known, and which of its files leave the machine. What no pattern names stays."""
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from ..errors import PublishError
 
-CARD, LICENCE, CONFUSION = "README.md", "LICENSE.md", "confusion_matrix.png"
-RECIPE, ENVIRONMENT = "recipe.json", "environment.json"
-_WHOLE = r"model\.safetensors|model\.safetensors\.index\.json|model-\d+-of-\d+\.safetensors"
+Storage = Literal["float32", "bfloat16"]
+
+CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+CARD, LICENCE = "README.md", "LICENSE.md"
+#: Whole weights, in one file or in several; a regular expression.
+WHOLE_WEIGHTS = r"model\.safetensors|model\.safetensors\.index\.json|model-\d+-of-\d+\.safetensors"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How a model is to be published.
+
+    Args:
+        repo_id: Where it will lie.
+        merged: Whole weights instead of an adapter.
+        storage: Type of the published weights.
+    """
+
+    repo_id: str
+    merged: bool = False
+    storage: Storage = "float32"
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What is to lie in the repository.
+
+    Args:
+        files: Path in the repository -> file; one of them is the card.
+        public: Paths whose text is public already and is not looked through.
+    """
+
+    files: dict[str, Path]
+    public: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -22,68 +54,35 @@ class Kind:
         name: What it is called in messages.
         files: Regular expression of the whole path of each file that is taken from the folder as it is.
         made: Files that are written for the publication.
+        is_one: `is_one(folder, config)`: whether a folder with this `config.json` is of the kind.
+        gather: `gather(kind, folder, work, wish)` puts the files together. It only reads `folder`; what it makes it
+            writes into the empty folder `work`.
+        folders: Where in a RUN the model may lie; an empty name is the RUN itself.
     """
 
     name: str
     files: str
     made: tuple[str, ...]
+    is_one: Callable[[Path, Mapping[str, Any]], bool]
+    gather: Callable[[Kind, Path, Path, Wish], Gathered]
+    folders: tuple[str, ...] = ("",)
 
     def allows(self, path: str) -> bool:
         """Whether a file of this path may leave the machine."""
         return path in self.made or re.fullmatch(self.files, path) is not None
 
+    def allowed_files(self, folder: Path) -> dict[str, Path]:
+        """Path in the repository -> file, for every file of a folder that may leave the machine as it is.
 
-KINDS = {
-    "classifier": Kind(
-        "classifier",
-        rf"config\.json|preprocessor_config\.json|(?:binding|configuration|image_processing|modeling)_cytodino\.py"
-        rf"|adapter/(?:adapter_config\.json|adapter_model\.safetensors|trained\.safetensors)"
-        rf"|base/(?:config\.json|{_WHOLE})|{_WHOLE}",
-        (CARD, LICENCE, CONFUSION, RECIPE, ENVIRONMENT),
-    ),
-    "backbone": Kind(
-        "backbone",
-        rf"config\.json|preprocessor_config\.json|README\.md|pretraining\.json|pretraining\.png|images\.csv|{_WHOLE}",
-        (LICENCE,),
-    ),
-}
-
-
-def find_model(run: Path) -> tuple[Path, Kind]:
-    """The folder that is published and what it is: a RUN itself, or the backbone a pretraining left in it.
-
-    Raises:
-        PublishError: There is no finished model.
-    """
-    if not run.is_dir():
-        raise PublishError(f"{run}: no such folder; give the RUN of a finished training")
-    state = run / "run.json"
-    if state.is_file() and json.loads(state.read_text(encoding="utf-8")).get("state") != "finished":
-        raise PublishError(f"{run}: its training has not come to its end; start the same command again first")
-    for folder in (run, run / "backbone"):
-        config = folder / "config.json"
-        if not config.is_file():
-            continue
-        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-        if kind == "cytodino":
-            return folder, KINDS["classifier"]
-        if (folder / "pretraining.json").is_file():
-            return folder, KINDS["backbone"]
-    raise PublishError(f"{run}: holds no model of ours; give the RUN of a fine-tuning or a pretraining")
-
-
-def allowed_files(folder: Path, kind: Kind) -> dict[str, Path]:
-    """Path in the repository -> file, for every file of a folder that may leave the machine as it is.
-
-    Raises:
-        PublishError: One of them is a link out of the folder.
-    """
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if re.fullmatch(kind.files, name) is None or not path.is_file():
-            continue
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise PublishError(f"{path} is a link to {path.resolve()}; put the file itself there")
-        found[name] = path
-    return found
+        Raises:
+            PublishError: One of them is a link out of the folder.
+        """
+        found = {}
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(folder).as_posix()
+            if re.fullmatch(self.files, name) is None or not path.is_file():
+                continue
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise PublishError(f"{path} is a link to {path.resolve()}; put the file itself there")
+            found[name] = path
+        return found

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..backbones import backbone_source
 from ..errors import PublishError
+from ..files import read_json
 from ..recipe_checks import EMBEDDED
+from .allow_list import LICENCE
 
 # Beginnings of names on the Hub whose weights hand their licence on.
 LICENCES = {
@@ -96,7 +97,33 @@ def base_of_backbone(record: dict[str, Any], config: dict[str, Any]) -> Base:
     return _licensed(Base(origin["name"], origin.get("commit"), False, record, None), origin, config)
 
 
-def licence_text(folder: Path, base: Base, hub: dict[str, Any]) -> bytes | None:
+def add_licence(
+    folder: Path, base: Base, hub: dict[str, Any], work: Path, files: dict[str, Path]
+) -> frozenset[str]:
+    """Put the text of the licence among the files where it must go along.
+
+    Args:
+        folder: The RUN.
+        base: What the model was made from.
+        hub: Arguments of a download.
+        work: Where the text is written.
+        files: Path in the repository -> file; gets the text.
+
+    Returns:
+        Paths of public text.
+
+    Raises:
+        PublishError: It cannot be had.
+    """
+    text = _licence_text(folder, base, hub)
+    if text is None:
+        return frozenset()
+    (work / LICENCE).write_bytes(text)
+    files[LICENCE] = work / LICENCE
+    return frozenset({LICENCE})
+
+
+def _licence_text(folder: Path, base: Base, hub: dict[str, Any]) -> bytes | None:
     """The text of the licence that must go along, from the weights it came with; None where none must.
 
     Args:
@@ -156,7 +183,7 @@ def _history(folder: Path, name: str) -> dict[str, Any] | None:
         places.append(Path(backbone_source(name)))
     for place in places:
         if (place / "pretraining.json").is_file():
-            record: dict[str, Any] = json.loads((place / "pretraining.json").read_text(encoding="utf-8"))
+            record: dict[str, Any] = read_json(place / "pretraining.json")
             return record
     return None
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PublishError
-from .assemble import Publication, Storage, assemble
+from .allow_list import Storage, Wish
+from .assemble import Publication, assemble
 from .leaks import refuse_leaks
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def publish(
     if not _REPO_ID.fullmatch(repo_id):
         raise PublishError(f"--repo-id {repo_id!r}: must be USER/NAME of letters, digits, '.', '-' and '_'")
     with tempfile.TemporaryDirectory(prefix="cytodino_publish_") as work:
-        publication = assemble(Path(run), Path(work), repo_id, merged=merged, storage=storage)
+        publication = assemble(Path(run), Path(work), Wish(repo_id, merged, storage))
         refuse_leaks({n: f for n, f in publication.files.items() if n not in publication.public})
         if dry_run:
             return Published(publication.to_text(), None)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hub_server import DROP, READ_TOKEN, WRONG_BYTES, Hub, hub_server
+from hub_server import DROP, WRONG_BYTES, Hub, hub_server
 from PIL import Image
 
 from cytodino_hf.data.samples import CellImages
@@ -65,21 +65,9 @@ FILES = {
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hub that the client of this process asks; it took its address when it was imported."""
-    from huggingface_hub import constants
-
     with hub_server() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.address)
-        monkeypatch.setattr(
-            constants,
-            "HUGGINGFACE_CO_URL_TEMPLATE",
-            f"{server.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
-        )
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
-        monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
+        server.asked_from_here(monkeypatch, tmp_path)
         monkeypatch.setenv("CYTODINO_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
         yield server
 
 
@@ -215,7 +203,7 @@ def test_gated_missing_and_moving(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> 
         DataError, match=r"gated .*accept its terms on https://huggingface\.co/datasets/someone/gated"
     ):
         load(hub, id="someone/gated", revision=revision)
-    with pytest.raises(DataError, match=f"has no commit {'f' * 40}"):
+    with pytest.raises(DataError, match=f"has no revision {'f' * 40}"):
         load(hub, revision="f" * 40)
     with pytest.raises(DataError, match=r"does not exist on the Hub.*data\.hub_dataset\.id"):
         load(hub, id="someone/nothing")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from hub_server import WRITE_TOKEN, WRONG_BYTES, hub_server
+from hub_server import WRONG_BYTES, hub_server
 
 from cytodino_hf.binding import recipe_fingerprint
 from cytodino_hf.model import binding_cytodino as module
@@ -205,13 +205,13 @@ def test_a_home_that_cannot_be_written_to_costs_only_time(
     assert kept_sha256(str(tmp_path / "file")) == hashlib.sha256(b"x").hexdigest()
 
 
-SAVE_ON_HUB = """
-import json, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from test_binding import save
-save(json.loads(sys.argv[2]), Path(sys.argv[3]))
-"""
+def in_a_cache(folder: Path, repo_id: str, commit: str, files: Path) -> Path:
+    """A cache of the Hub's files that holds one commit, as a download would leave it."""
+    repository = folder / f"models--{repo_id.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(files, repository / "snapshots" / commit)
+    return folder
 
 
 def test_pipeline_without_our_package_refuses_the_same(
@@ -224,10 +224,8 @@ def test_pipeline_without_our_package_refuses_the_same(
     with hub_server() as hub:
         commit = hub.commit(BASE, {p.name: p.read_bytes() for p in (adapter / "base").iterdir()})
         document["model"]["backbone"] = BASE
-        paths = os.pathsep.join([str(TESTS.parent), str(TESTS.parent.parent)])
-        command = [sys.executable, "-c", SAVE_ON_HUB, str(TESTS), json.dumps(document), str(folder)]
-        environment = os.environ | {"PYTHONPATH": paths} | hub.environment(tmp_path / "maker", WRITE_TOKEN)
-        subprocess.run(command, check=True, env=environment)
+        cache = in_a_cache(tmp_path / "maker", BASE, commit, adapter / "base")
+        save(document | {"hub": {"cache_dir": str(cache), "local_files_only": True}}, folder)
         config = json.loads((folder / "config.json").read_text())
         weights = {"model.safetensors": hashlib.sha256(hub.files(BASE)["model.safetensors"]).hexdigest()}
         assert config["binding"]["base"] == {"id": BASE, "revision": commit, "weights": weights}
@@ -251,9 +249,12 @@ def test_pipeline_without_our_package_refuses_the_same(
             rebased("gated", name_or_path="lab/gated", revision=hub.commit("lab/gated", files, gated=True)):
                 "BaseUnavailableError",
             rebased("lost", revision="e" * 40): "BaseUnavailableError",
+            rebased("corrupt", name_or_path="lab/corrupt", revision=hub.commit("lab/corrupt", hub.files(BASE))):
+                "BindingError",
             rebased("other", name_or_path="lab/other", revision=hub.commit("lab/other", files)): "BindingError",
         }  # fmt: skip
         hub.members.clear()
+        hub.fail(r"lab/corrupt/resolve/.*/model\.safetensors", WRONG_BYTES)
         hub.commit("me/swapped", edited(folder, tmp_path / "swapped", "config.json", lambda d: d.update(
             base_model_name_or_path="lab/other")))  # fmt: skip
         wanted["me/swapped"] = "BindingError"
@@ -272,6 +273,7 @@ def test_pipeline_without_our_package_refuses_the_same(
                 hashlib.sha256(files["model.safetensors"]).hexdigest(),
                 weights["model.safetensors"],
             ),
+            "me/corrupt": ("model.safetensors of lab/corrupt", "hf cache rm"),
             "me/swapped": ("'lab/other'", f"'{BASE}'"),
             "me/labels": SPOILT["labels"][1],
             "me/mean": SPOILT["mean"][1],
@@ -280,17 +282,12 @@ def test_pipeline_without_our_package_refuses_the_same(
                 assert word in said[name], said[name]
 
         count = len(hub.requests)
-        offline = load(tmp_path, hub.environment(tmp_path / "user", offline=True), ["me/good"])
-        assert offline == {"me/good": "loaded"}
+        offline = load(
+            tmp_path, hub.environment(tmp_path / "user", offline=True), ["me/good", str(tmp_path / "gone")]
+        )
+        assert offline["me/good"] == "loaded"
+        assert "hf download lab/gone --revision" in offline[str(tmp_path / "gone")]
         assert hub.requests[count:] == []
-        empty = load(tmp_path, hub.environment(tmp_path / "empty", offline=True), [str(folder)])
-        assert "hf download lab/base --revision" in empty[str(folder)]
-        assert hub.requests[count:] == []
-
-        hub.fail(r"lab/base/resolve/.*/model\.safetensors", WRONG_BYTES)
-        said = load(tmp_path, hub.environment(tmp_path / "third"), ["me/good"])
-        assert said["me/good"].startswith("BindingError: model.safetensors of lab/base")
-        assert "hf cache rm" in said["me/good"]
 
 
 def load(tmp_path: Path, variables: dict[str, str], models: list[str]) -> dict[str, str]:

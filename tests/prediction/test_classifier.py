@@ -176,6 +176,43 @@ def test_labels_in_another_order_are_refused(tmp_path: Path, run: Path) -> None:
         CellClassifier.from_pretrained(tmp_path / "run")
 
 
+def changed(run: Path, to: Path, file: str, **values: Any) -> Path:
+    """A copy of a RUN with other values in one of its JSON files."""
+    shutil.copytree(run, to)
+    document = json.loads((to / file).read_text())
+    (to / file).write_text(json.dumps(document | values))
+    return to
+
+
+def test_another_preprocessing_and_other_weights_are_refused(tmp_path: Path, run: Path) -> None:
+    other = changed(run, tmp_path / "other", "preprocessor_config.json", image_mean=[0.1, 0.2, 0.3])
+    with pytest.raises(
+        ModelUnavailableError, match=r"image_mean .* is \[0\.1, 0\.2, 0\.3\], .* trained with \[0\."
+    ):
+        CellClassifier.from_pretrained(other)
+    swapped = shutil.copytree(run, tmp_path / "swapped")
+    content = (swapped / "base" / "model.safetensors").read_bytes()
+    (swapped / "base" / "model.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(
+        ModelUnavailableError, match=r"base/model\.safetensors has sha256 \w{64}, .* made with \w{64}"
+    ):
+        CellClassifier.from_pretrained(swapped)
+
+
+def test_a_base_that_cannot_be_had_is_said_with_the_remedy(tmp_path: Path, run: Path) -> None:
+    config = json.loads((run / "config.json").read_text())
+    base = {"id": "lab/absent", "revision": "a" * 40, "weights": {"model.safetensors": "b" * 64}}
+    weights = {k: v for k, v in config["binding"]["weights"].items() if not k.startswith("base/")}
+    adapter = changed(
+        run, tmp_path / "adapter", "config.json", base_subfolder=None, base_model_name_or_path=base["id"],
+        base_model_revision=base["revision"], binding=config["binding"] | {"base": base, "weights": weights},
+    )  # fmt: skip
+    with pytest.raises(
+        ModelUnavailableError, match=r"the backbone lab/absent .*`hf download lab/absent --revision a"
+    ):
+        CellClassifier.from_pretrained(adapter, local_files_only=True, cache_dir=tmp_path)
+
+
 def test_weights_that_answer_nan_are_refused(run: Path, cells: Path) -> None:
     broken = CellClassifier.from_pretrained(run)
     next(broken.model.head.parameters()).data.fill_(float("nan"))

@@ -23,6 +23,7 @@ from PIL import Image
 from cytodino_hf.cli import main
 from cytodino_hf.errors import BadNumbersError, DataError
 from cytodino_hf.evaluation.predictions import Predictions
+from cytodino_hf.evaluation.scoring import BFLOAT16_SHARE
 from cytodino_hf.prediction import command as command_module
 from cytodino_hf.prediction.command import PredictOptions, predict_images
 from cytodino_hf.prediction.inputs import find_inputs
@@ -202,6 +203,15 @@ def test_other_images_and_other_files_are_refused(run: Path, cells: Path, tmp_pa
         predicted(run, [cells], tmp_path / "other.csv")
     with pytest.raises(DataError, match=r"ends in \.parquet or \.csv"):
         predicted(run, [cells], tmp_path / "out.json")
+
+
+def test_bfloat16_keeps_the_classes_and_the_stated_bound(run: Path, cells: Path, tmp_path: Path) -> None:
+    for precision in ("float32", "bfloat16"):
+        predicted(run, [cells], tmp_path / f"{precision}.parquet", PredictOptions(precision=precision))
+    exact, quick = (Predictions.from_parquet(tmp_path / f"{p}.parquet") for p in ("float32", "bfloat16"))
+    assert (exact.predicted == quick.predicted).mean() >= 0.995
+    away = np.abs(exact.logits - quick.logits).max()
+    assert 0 < away <= BFLOAT16_SHARE * np.abs(exact.logits).max()
 
 
 def test_two_processes_do_not_write_one_output(run: Path, cells: Path, tmp_path: Path) -> None:

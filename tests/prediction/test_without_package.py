@@ -25,26 +25,11 @@ from cytodino_hf import CellClassifier
 from cytodino_hf.evaluation.predictions import Predictions
 from cytodino_hf.finetune import finetune
 from cytodino_hf.model_builder import save_model
-from cytodino_hf.publishing.allow_list import KINDS
+from cytodino_hf.prediction.command import PredictOptions, predict_images
+from cytodino_hf.publishing.assemble import KINDS
 from cytodino_hf.recipe import parse_recipe
 
 HERE = Path(__file__).parent
-WITH_PACKAGE = """
-import json, sys
-from pathlib import Path
-from cytodino_hf import CellClassifier
-from cytodino_hf.prediction.command import PredictOptions, predict_images
-out, folder, *models = sys.argv[1:]
-answers = {}
-for name in models:
-    classifier = CellClassifier.from_pretrained(name)
-    found = classifier.predict(sorted(Path(folder).iterdir()))
-    assert not found.problems, found.problems
-    answers[name] = {"codes": found.classes, "probabilities": found.probabilities.tolist(),
-                     "commit": classifier.place.commit}
-Path(out).write_text(json.dumps(answers))
-predict_images("me/own-base", [folder], Path(out).with_suffix(".parquet"), PredictOptions(precision="float32"))
-"""
 
 
 @dataclass(frozen=True)
@@ -62,6 +47,24 @@ class Published:
     home: Path
     models: dict[str, str]
     commits: dict[str, str]
+
+    def with_package(self, pictures: Path, rows: Path) -> dict[str, Any]:
+        """The same by our package, in this process; and the rows of the command for one of them."""
+        answers = {}
+        cache = str(self.home / "hub")
+        for name in self.models.values():
+            classifier = CellClassifier.from_pretrained(name, cache_dir=cache, local_files_only=True)
+            found = classifier.predict(sorted(pictures.iterdir()))
+            assert not found.problems, found.problems
+            answers[name] = {
+                "codes": list(found.classes),
+                "probabilities": found.probabilities,
+                "commit": classifier.place.commit,
+            }
+        predict_images(
+            "me/own-base", [str(pictures)], rows, PredictOptions(precision="float32", cache_dir=cache)
+        )
+        return answers
 
     def run(self, program: list[str], out: Path, pictures: Path, *, offline: bool) -> dict[str, Any]:
         """Answers of a process about the pictures by every model."""
@@ -143,7 +146,7 @@ def test_every_way_gives_the_same_probabilities_online_and_offline(
     assert any(path.endswith("adapter/adapter_model.safetensors") for _, path in published.hub.requests)
     published.hub.requests.clear()
     offline = published.run(alone, tmp_path / "offline.json", pictures, offline=True)
-    ours = published.run(["-c", WITH_PACKAGE], tmp_path / "ours.json", pictures, offline=True)
+    ours = published.with_package(pictures, tmp_path / "ours.parquet")
     assert published.hub.requests == [], "HF_HUB_OFFLINE asks for nothing"
     for name, model in published.models.items():
         wanted = np.array(ours[model]["probabilities"])

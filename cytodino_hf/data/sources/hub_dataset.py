@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from ...errors import DataError
+from ...files import read_json
 from ...taxonomy import Taxonomy
 from ..samples import FOLDS, CellImages, RejectedImage, build_cell_images
 from ..tables import first_few
@@ -20,7 +21,7 @@ from ..user_cache import user_cache
 from . import mll
 from .base import Source, SourceOptions
 from .folders import find_class_root, index_class_folders
-from .hub_download import fetch_commit, licence_of, newest_commit
+from .hub_download import Asked, fetch_commit, licence_of, newest_commit
 from .hub_unpack import RECORD, TABLE, Columns, unpack_rows
 
 #: The MLL set as Parquet, labelled by the codes of taxonomy `mll`, with folds of its own (137,093 / 17,146 / 17,135).
@@ -133,18 +134,22 @@ def fetch(options: Options) -> Path:
     Raises:
         DataError: No commit is named, or the download or the unpacking failed; says what to do.
     """
+    most_bytes = int(options.max_gigabytes * 1e9)
+    asked = Asked(
+        options.id, options.commit, "data.hub_dataset.id", "data.hub_dataset.revision",
+        most_bytes, "data.hub_dataset.max_gigabytes",
+    )  # fmt: skip
     if options.commit is None:
         raise DataError(
-            f"data set {options.id} has no pinned commit: set data.hub_dataset.revision (now it would be "
-            f"{newest_commit(options.id)})"
+            f"data set {options.id} has no pinned commit: set {asked.revision_in} (now it would be "
+            f"{newest_commit(asked)})"
         )
     columns = Columns(options.config, options.image_column, options.label_column, options.group_column)
     chosen = {"id": options.id, "revision": options.commit, "columns": asdict(columns)}
     key = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
     folder = user_cache("hub_datasets") / f"{options.id.replace('/', '--')}-{key}"
     if not folder.is_dir():
-        most_bytes = int(options.max_gigabytes * 1e9)
-        snapshot = fetch_commit(options.id, options.commit, most_bytes)
+        snapshot = fetch_commit(asked)
         unpack_rows(snapshot, folder, columns, chosen | {"licence": licence_of(snapshot)}, most_bytes)
     return folder
 
@@ -192,7 +197,7 @@ def _from_record(folder: Path, options: Options) -> _Found:
 def _read_record(folder: Path, options: Options) -> Mapping[str, Any]:
     columns = Columns(options.config, options.image_column, options.label_column, options.group_column)
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = read_json(folder / RECORD)
         there = record["id"], record["revision"], record["columns"]
         _ = record["licence"], record["unlabelled"].items()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

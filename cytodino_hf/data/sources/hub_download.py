@@ -9,11 +9,11 @@ import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ...errors import DataError
 from ...files import file_sha256
@@ -24,6 +24,27 @@ _KIND = "dataset"
 _BUSY = frozenset({500, 502, 503, 504})
 _WAITS_S = (1, 2, 4, 8)
 _SHA256_DIGITS, _GIT_DIGITS = 64, 40
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user wrote and where, which messages point to.
+
+    Args:
+        name: `owner/name` of the data set.
+        revision: Commit, branch or tag; None for the newest.
+        name_in, revision_in: Where the user gave these two.
+        limit: A larger commit is refused, in bytes; None for no limit.
+        limit_in: Where the limit stands.
+    """
+
+    name: str
+    revision: str | None
+    name_in: str
+    revision_in: str
+    limit: int | None = None
+    limit_in: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,29 +55,31 @@ class _File:
     sum: str
 
 
-def fetch_commit(name: str, revision: str, most_bytes: int) -> Path:
-    """Folder with all files of a commit, in the Hub's cache.
+def fetch_commit(asked: Asked, cache_dir: str | None = None) -> Path:
+    """Folder with all files of a commit, in the Hub's cache; the folder is called by the commit.
 
-    Without the Hub, or with HF_HUB_OFFLINE=1, a commit that is whole in the cache is taken from there.
+    Without the Hub, or with HF_HUB_OFFLINE=1, a commit that is whole in the cache is taken from there; a branch or tag
+    is then what it was when it was fetched.
 
     Args:
-        name: `owner/name` of the data set.
-        revision: The commit, 40 hexadecimal digits.
-        most_bytes: A larger commit is refused before anything is downloaded.
+        asked: The data set.
+        cache_dir: The Hub's cache; None for the usual one.
 
     Raises:
         DataError: It is missing, gated, too large, arrived damaged, or the Hub cannot be reached; with the remedy.
     """
-    with _explained(name, revision):
-        listed = _listing(name, revision)
+    with _explained(asked):
+        listed = _unless_offline(lambda: _listing(asked.name, asked.revision))
         if listed is not None:
-            _refuse_too_much(name, sum(file.size for file in listed.values()), most_bytes)
-        folder = _snapshot(name, revision, local_files_only=listed is None)
-    _refuse_other_bytes(name, folder, listed)
+            _refuse_too_much(asked, sum(file.size for file in listed.values()), cache_dir)
+        folder = _snapshot(asked, cache_dir, local_files_only=listed is None)
+        if listed is not None and asked.revision != folder.name:
+            listed = _listing(asked.name, folder.name)  # a branch may have moved meanwhile
+    _refuse_other_bytes(asked.name, folder, listed)
     return folder
 
 
-def _snapshot(name: str, revision: str, *, local_files_only: bool) -> Path:
+def _snapshot(asked: Asked, cache_dir: str | None, *, local_files_only: bool) -> Path:
     """All files of a commit; again while the Hub is busy, which its client does for questions but not for files."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -64,18 +87,21 @@ def _snapshot(name: str, revision: str, *, local_files_only: bool) -> Path:
     for wait_s in (*_WAITS_S, None):
         try:
             return Path(
-                snapshot_download(name, repo_type=_KIND, revision=revision, local_files_only=local_files_only)
-            )
+                snapshot_download(
+                    asked.name, repo_type=_KIND, revision=asked.revision, cache_dir=cache_dir,
+                    local_files_only=local_files_only,
+                )
+            )  # fmt: skip
         except HfHubHTTPError as error:
             status = error.response.status_code
             if wait_s is None or status not in _BUSY:
                 raise
-            logger.warning("%s: the Hub answers HTTP %s; going on in %s s", name, status, wait_s)
+            logger.warning("%s: the Hub answers HTTP %s; going on in %s s", asked.name, status, wait_s)
             time.sleep(wait_s)
     raise AssertionError("the last try returns or raises")
 
 
-def newest_commit(name: str) -> str:
+def newest_commit(asked: Asked) -> str:
     """The commit that is the newest of a data set now.
 
     Raises:
@@ -83,8 +109,8 @@ def newest_commit(name: str) -> str:
     """
     from huggingface_hub import HfApi
 
-    with _explained(name, "main"):
-        return str(HfApi().dataset_info(name).sha)
+    with _explained(asked):
+        return str(HfApi().dataset_info(asked.name).sha)
 
 
 def licence_of(folder: Path) -> str:
@@ -103,43 +129,50 @@ def licence_of(folder: Path) -> str:
     return " ".join(" ".join(str(name) for name in names if name).split())
 
 
-def _listing(name: str, revision: str) -> dict[str, _File] | None:
-    """Files of a commit; None where the Hub cannot be asked."""
-    from huggingface_hub import HfApi, constants
+def _unless_offline(ask: Callable[[], _T]) -> _T | None:
+    """What the Hub answers; None where it cannot be asked."""
+    from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
-    from huggingface_hub.hf_api import RepoFile
 
     if constants.HF_HUB_OFFLINE:
         return None
     try:
-        tree = HfApi().list_repo_tree(name, repo_type=_KIND, revision=revision, recursive=True)
-        files = [entry for entry in tree if isinstance(entry, RepoFile)]
+        return ask()
     except HfHubHTTPError:
         raise
     except (HTTPError, ConnectionError) as error:
         logger.warning("the Hub cannot be reached (%s); looking in its cache", type(error).__name__)
         return None
+
+
+def _listing(name: str, revision: str | None) -> dict[str, _File]:
+    """Files of a commit, branch or tag."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    tree = HfApi().list_repo_tree(name, repo_type=_KIND, revision=revision, recursive=True)
+    files = [entry for entry in tree if isinstance(entry, RepoFile)]
     return {f.path: _File(f.size, f.lfs.sha256 if f.lfs is not None else f.blob_id) for f in files}
 
 
-def _refuse_too_much(name: str, size: int, most_bytes: int) -> None:
+def _refuse_too_much(asked: Asked, size: int, cache_dir: str | None) -> None:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
-    if size > most_bytes:
+    if asked.limit is not None and size > asked.limit:
         raise DataError(
-            f"data set {name} holds {size / 1e9:.1f} GB, more than data.hub_dataset.max_gigabytes = "
-            f"{most_bytes / 1e9:g} allows; raise it to download them all the same"
+            f"data set {asked.name} holds {size / 1e9:.1f} GB, more than {asked.limit_in} = {asked.limit / 1e9:g} "
+            "allows; raise it to download them all the same"
         )
-    cache = Path(constants.HF_HUB_CACHE)
+    cache = Path(cache_dir or constants.HF_HUB_CACHE)
     cache.mkdir(parents=True, exist_ok=True)
     # What is there already needs no room again: a start that goes on, or another commit with the same files.
-    there = (cache / repo_folder_name(repo_id=name, repo_type=_KIND) / "blobs").glob("*")
+    there = (cache / repo_folder_name(repo_id=asked.name, repo_type=_KIND) / "blobs").glob("*")
     free = shutil.disk_usage(cache).free + sum(file.stat().st_size for file in there)
     if size > free:
         raise DataError(
-            f"data set {name} holds {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {cache}; HF_HOME names "
-            "another folder"
+            f"data set {asked.name} holds {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {cache}; HF_HOME "
+            "names another folder"
         )
 
 
@@ -168,17 +201,17 @@ def _git_name(path: Path) -> str:
 
 
 @contextmanager
-def _explained(name: str, revision: str) -> Iterator[None]:
+def _explained(asked: Asked) -> Iterator[None]:
     """Turn the many ways a download can fail into one message with the remedy."""
     from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
 
     try:
         yield
     except (OSError, HTTPError, HFValidationError) as error:
-        raise DataError(_remedy(error, name, revision)) from error
+        raise DataError(_remedy(error, asked)) from error
 
 
-def _remedy(error: Any, name: str, revision: str) -> str:
+def _remedy(error: Any, asked: Asked) -> str:
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -190,19 +223,20 @@ def _remedy(error: Any, name: str, revision: str) -> str:
     )
 
     sign_in = "`hf auth login` or set HF_TOKEN"
+    name, revision = asked.name, asked.revision or "main"
     again = (
         f"`hf download {name} --repo-type dataset --revision {revision}` fetches it once with a connection"
     )
     if isinstance(error, HFValidationError):
-        return f"data.hub_dataset.id = {name!r} is no name of a data set; it is owner/name"
+        return f"{asked.name_in}: {name!r} is no name of a data set; it is OWNER/NAME"
     if isinstance(error, GatedRepoError):
         page = f"https://huggingface.co/datasets/{name}"
         return f"data set {name} is gated and this account has no access: accept its terms on {page}, then {sign_in}"
     if isinstance(error, RevisionNotFoundError):
-        return f"data set {name} has no commit {revision} (data.hub_dataset.revision)"
+        return f"data set {name} has no revision {revision} ({asked.revision_in})"
     if isinstance(error, RepositoryNotFoundError):
         return (
-            f"data set {name} does not exist on the Hub, or is private and no token is set: check data.hub_dataset.id, "
+            f"data set {name} does not exist on the Hub, or is private and no token is set: check {asked.name_in}, "
             f"{sign_in}"
         )
     if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):

@@ -121,7 +121,7 @@ def _write_all(snapshot: Path, folder: Path, columns: Columns, most_bytes: int) 
             if row[label] is None or row[label] == -1:  # what ClassLabel says for "not known"
                 found.unlabelled[split] += 1
                 continue
-            content = _content(row[image], snapshot)
+            content = row_content(row[image], snapshot)
             written += len(content)
             if written > most_bytes:
                 raise DataError(
@@ -142,18 +142,30 @@ def _write_all(snapshot: Path, folder: Path, columns: Columns, most_bytes: int) 
 
 def _splits(snapshot: Path, config: str | None) -> Iterator[tuple[str, Any]]:
     """The splits of the files on this disk, row by row, without a copy of them."""
+    for name, rows in safe_reader(snapshot, config).as_streaming_dataset().items():
+        if rows.features is None:
+            raise DataError(f"{snapshot}: split {name!r} does not say which columns it has")
+        yield str(name), rows
+
+
+def safe_reader(snapshot: Path, config: str | None = None) -> Any:
+    """The builder of `datasets` for the files on this disk, once it is known that they lead nowhere else.
+
+    Args:
+        snapshot: All files of a commit.
+        config: Subset, for a data set that has several.
+
+    Raises:
+        DataError: The card or a file leads outside the folder.
+    """
     from datasets import load_dataset_builder
 
     _refuse_card(snapshot)
     builder = load_dataset_builder(str(snapshot), config)
     for files in (builder.config.data_files or {}).values():
         for file in files:
-            _refuse_outside(str(file), snapshot)
-    splits = builder.as_streaming_dataset()
-    for name, rows in splits.items():
-        if rows.features is None:
-            raise DataError(f"{snapshot}: split {name!r} does not say which columns it has")
-        yield str(name), rows
+            refuse_outside(str(file), snapshot)
+    return builder
 
 
 def _refuse_card(snapshot: Path) -> None:
@@ -185,16 +197,28 @@ def _texts(document: Any) -> Iterator[str]:
             yield from _texts(part)
 
 
-def _refuse_outside(address: str, snapshot: Path) -> Path:
-    """The file on this disk behind an address such as `zip://a.jpg::/folder/b.zip`."""
+def refuse_outside(address: str, snapshot: Path) -> Path:
+    """The file on this disk behind an address such as `zip://a.jpg::/folder/b.zip`.
+
+    Raises:
+        DataError: It lies outside the folder of the data set.
+    """
     local = Path(os.path.normpath(address.rsplit("::", 1)[-1].removeprefix("file://")))
     if not (local.is_absolute() and local.is_relative_to(snapshot)):
         raise DataError(f"{snapshot}: leads to {address!r}, outside the data set; it is not read")
     return local
 
 
-def _content(image: Any, snapshot: Path) -> bytes:
-    """The bytes of one image, empty where the row has none: a later stage refuses it by name."""
+def row_content(image: Any, snapshot: Path) -> bytes:
+    """The bytes of one image, empty where the row has none: a later stage refuses it by name.
+
+    Args:
+        image: `{"bytes", "path"}` or None.
+        snapshot: Folder of the data set.
+
+    Raises:
+        DataError: It lies outside the folder, or is too large.
+    """
     import fsspec  # type: ignore[import-untyped]
 
     from ..images import MAX_BYTES
@@ -203,7 +227,7 @@ def _content(image: Any, snapshot: Path) -> bytes:
         return b""
     content = image["bytes"]
     if content is None and image["path"]:
-        _refuse_outside(image["path"], snapshot)
+        refuse_outside(image["path"], snapshot)
         with fsspec.open(image["path"], "rb") as file:
             content = file.read(MAX_BYTES + 1)
     if content is not None and len(content) > MAX_BYTES:
