@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import cli_backbones, cli_benchmark, cli_data, cli_predict, cli_probe, cli_publish
+from . import cli_backbones, cli_benchmark, cli_data, cli_evaluate, cli_predict, cli_probe, cli_publish
 from .errors import CytoDinoError
 
 #: Beside `run_finetune.py` in a checkout.
@@ -189,6 +189,7 @@ COMMANDS: dict[tuple[str, ...], tuple[Callable[..., None], dict[str, Any]]] = {
     ("convert",): (cli_backbones.convert, {}),
     ("explain",): (cli_backbones.explain, {}),
     ("probe",): (cli_probe.probe, _TAKES_OVERRIDES),
+    ("evaluate",): (cli_evaluate.evaluate, _TAKES_OVERRIDES),
     ("predict",): (cli_predict.predict, {}),
     ("publish",): (cli_publish.publish, {}),
     ("benchmark", "data"): (cli_benchmark.data, {}),

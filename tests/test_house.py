@@ -28,10 +28,10 @@ STAGES = [
     {"checkpoints", "training", "trainer"},
     {"evaluation"},
     {"launch", "folder_lock", "run_folder", "memory", "planning", "recovery"},
-    {"run_records"},
-    {"publishing"},
+    {"run_records", "run_report"},
+    {"evaluate", "publishing", "seeds_summary", "symmetries_of_run"},
     {"audit", "finetune", "pretraining", "conversion", "prediction", "probing"},
-    {"cli_backbones", "cli_benchmark", "cli_data", "cli_predict", "cli_probe", "cli_publish"},
+    {"cli_backbones", "cli_benchmark", "cli_data", "cli_evaluate", "cli_predict", "cli_probe", "cli_publish"},
     {"cli", "__main__"},
 ]
 # Imports inside functions that look forward: tables that say what a recipe may name, and the metrics of training.

@@ -25,7 +25,7 @@ from ..taxonomy import Taxonomy
 from .metrics import METRICS, confusion_metrics
 from .predictions import Predictions
 from .probability_metrics import probability_terms
-from .resampling import draw_weights
+from .resampling import are_grouped, draw_weights
 from .scalar_metrics import LESS_IS_BETTER as LESS_IS_BETTER  # for those who read a difference
 from .seeds import interval_of_both, over_seeds, seed_error
 from .statistics import ENOUGH_IMAGES, Interval
@@ -35,6 +35,9 @@ COMPARED = ("macro_f1", "balanced_accuracy", "accuracy", "nll", "ece", "critical
 #: All metrics that can be compared.
 COMPARABLE = (*METRICS, "nll", "brier", "ece", "critical_to_safe")
 
+#: Where the critical cells come from fewer groups than this, no difference of their rate is clear: every draw of whole
+#: groups shows the same few.
+ENOUGH_CRITICAL_GROUPS = 5
 #: Where fewer critical images than this are called safe by one system and not by the other, no difference of that
 #: rate is clear: a handful of images has no distribution to draw from.
 ENOUGH_DISCORDANT = 10
@@ -58,6 +61,7 @@ class Difference:
         n: Test images.
         small_classes: Classes of fewer than 20 images: drawn again they show too little of their own spread, so the
             interval of a mean over classes is narrower than the truth.
+        critical_groups: Of `critical_to_safe`, groups with a critical image; None without groups and of other metrics.
         discordant: Of `critical_to_safe`: critical images that one system calls safe and the other does not; with
             several seeds the sum of the differences between their shares of seeds. None of other metrics.
     """
@@ -78,11 +82,14 @@ class Difference:
     n: int
     small_classes: tuple[str, ...] = ()
     discordant: float | None = None
+    critical_groups: int | None = None
 
     @property
     def is_clear(self) -> bool:
         """Whether neither other images nor other seeds would easily turn it round."""
         if self.discordant is not None and self.discordant < ENOUGH_DISCORDANT:
+            return False
+        if self.critical_groups is not None and self.critical_groups < ENOUGH_CRITICAL_GROUPS:
             return False
         return self.low_of_both > 0 or self.high_of_both < 0
 
@@ -161,7 +168,7 @@ def paired_differences(
             other_seeds=len(other),
             n=len(labels),
             small_classes=small,
-            discordant=_discordant(first, second) if name == "critical_to_safe" else None,
+            **(_critical_basis(first, second, groups) if name == "critical_to_safe" else {}),
         )
     return found
 
@@ -290,6 +297,14 @@ def mean_over_seeds(system: Sequence[Scorer], weights: np.ndarray, metrics: Sequ
     return np.mean([scorer(weights, metrics) for scorer in system], axis=0)
 
 
-def _discordant(first: Sequence[Scorer], second: Sequence[Scorer]) -> float:
+def _critical_basis(
+    first: Sequence[Scorer], second: Sequence[Scorer], groups: Sequence[str | None]
+) -> dict[str, Any]:
+    """How much a difference of `critical_to_safe` rests on: images that differ, and groups they come from."""
     shares = [np.mean([scorer.called_safe() for scorer in system], axis=0) for system in (first, second)]
-    return float(np.abs(shares[0] - shares[1]).sum())
+    found: dict[str, Any] = {"discordant": float(np.abs(shares[0] - shares[1]).sum())}
+    if are_grouped(groups):
+        rows = np.flatnonzero(np.isin(first[0].labels, first[0].taxonomy.critical)).tolist()
+        # An image without a group is one by itself.
+        found["critical_groups"] = len({row if groups[row] is None else groups[row] for row in rows})
+    return found

@@ -34,12 +34,14 @@ class Explained:
         image: uint8 (height, width, 3), as the backbone saw it.
         colours: float (rows, columns, 3) in 0 to 1.
         attention: (heads, rows, columns), shares.
+        attention_words: Whose.
     """
 
     name: str
     image: np.ndarray
     colours: np.ndarray
     attention: np.ndarray
+    attention_words: str = "attention"
 
 
 def draw_page(seen: Explained, variance: float) -> Figure:
@@ -64,7 +66,7 @@ def draw_page(seen: Explained, variance: float) -> Figure:
     top = _row(figure, 3, wide, high, bottom=heads_high, panel_high=large)
     _picture(top[0], seen.image, shortened(seen.name, 40))
     _picture(top[1], seen.colours, f"features, components 1-3 ({variance:.0%} of variance)")
-    _attention(top[2], seen.attention.mean(0), "attention, mean of heads")
+    _attention(top[2], seen.attention.mean(0), f"{seen.attention_words}, mean of heads")
     for row in range(rows):
         bottom = (rows - 1 - row) * (small + _CAPTION)
         panels = _row(figure, columns, wide, high, bottom=bottom, panel_high=small)

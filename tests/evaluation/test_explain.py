@@ -154,3 +154,36 @@ def test_every_head_has_its_numbered_panel(heads: int) -> None:
     boxes = [axes.get_position() for axes in figure.axes]
     assert all(0 <= b.x0 < b.x1 <= 1 and 0 <= b.y0 < b.y1 <= 1 for b in boxes)
     assert len(draw_sheet([seen] * 5).axes) == 18
+
+
+def test_a_classifier_shows_the_attention_of_the_query_of_its_head(
+    run: Path, images: list[Path], tmp_path: Path
+) -> None:
+    from cytodino_hf.data.images import read_rgb
+    from cytodino_hf.evaluation.lookers import ClassifierLooker, load_looker
+
+    looker = load_looker(str(run))
+    assert isinstance(looker, ClassifierLooker)
+    picture = looker.picture(read_rgb(images[0]))
+    maps, answer = looker.look(picture)
+    model = looker.model
+    with torch.inference_mode():
+        pixels = looker.processor(picture, return_tensors="pt", do_center_crop=False)["pixel_values"]
+        tokens = model.backbone(pixels).last_hidden_state
+        query = model.head.query[None]
+        *before, last = model.head.blocks
+        for block in before:
+            query = block(query, tokens)
+        query = query + last._attend_self(last.norm_self(query))
+        # torch's own attention, from the same weights
+        _, weights = last.cross_attention(
+            last.norm_cross(query)[:, None], tokens, tokens, average_attn_weights=False
+        )
+    prefix = model.config.num_prefix_tokens
+    torch.testing.assert_close(torch.from_numpy(maps.attention).flatten(1), weights[0, :, 0, prefix:])
+    assert answer.split()[1] in model.config.id2label.values()
+    done = explain_images(str(run), images[:1], tmp_path / "out", image_size_px=64)
+    assert load_looker(str(run), 64).picture(read_rgb(images[0])).shape == (64, 64, 3)
+    assert len(done.pictures) == 1
+    with pytest.raises(CytoDinoError, match="no multiple of the patch"):
+        load_looker(str(run), 33)

@@ -19,7 +19,7 @@ from cytodino_hf.evaluation.report import ReportContext, build_report, lineage_o
 from cytodino_hf.taxonomy import MLL, CellClass, Taxonomy
 
 CELLS = MLL.subset(["BLA", "PMO", "NGS", "LYT"])  # label order BLA LYT NGS PMO
-SECTIONS = ["Verdict", "Data", "Model", "Training", "Evaluation", "Recipe and environment"]
+SECTIONS = ["Verdict", "Evaluation", "Data", "Model", "Training", "Recipe and environment"]
 
 
 def _predictions(labels: list[int], predicted: list[int], taxonomy: Taxonomy = CELLS) -> Predictions:

@@ -1,0 +1,170 @@
+"""The end of a training: fit what stays beside the model, ask the baselines, write the report and the review list."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .data.appearance import APPEARANCE_FILE, measure_appearance
+from .data.pictures import pictures_of
+from .errors import DataError
+from .evaluation.baselines import baseline_predictions
+from .evaluation.changes.cells import write_changed_cells
+from .evaluation.companions import bind_companions
+from .evaluation.data_questions.copies import copies_section
+from .evaluation.data_questions.stain import stain_section
+from .evaluation.fitted import embeddings_by_fold, fit
+from .evaluation.predictions import Predictions
+from .evaluation.report import ReportContext, write_report
+from .evaluation.report_parts import Evidence
+from .evaluation.selective.review import review_list, write_review
+
+if TYPE_CHECKING:
+    from .data.samples import CellImages
+    from .data.splits import Split
+    from .recipe import Recipe
+    from .run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+EMBEDDINGS_FILE = "embeddings.parquet"
+#: Of the predictions folder: answers averaged over the symmetries of the square, where they were asked for.
+AVERAGED_FILE = "test_symmetries.parquet"
+#: Of the report folder.
+REVIEW_FILE, CHANGED_FILE = "review.csv", "changed_cells.csv"
+
+
+def report_run(
+    recipe: Recipe,
+    split: Split,
+    run: RunFolder,
+    predictions: Mapping[str, Predictions],
+    context: ReportContext,
+) -> dict[str, Any]:
+    """Write the report of a finished training and what is fitted beside its model.
+
+    Args:
+        recipe: What was trained.
+        split: Its images.
+        run: Holds the model, predictions and embeddings.
+        predictions: Fold -> predictions.
+        context: What the report says besides; gets its evidence here.
+
+    Returns:
+        The content of `report.json`.
+
+    Raises:
+        CytoDinoError: Predictions or pictures are broken, or a baseline's backbone cannot be had.
+    """
+    settings = recipe.evaluation
+    embeddings = embeddings_by_fold(run.predictions / EMBEDDINGS_FILE, predictions)
+    fitted = fit(predictions, embeddings, settings.seed)
+    fitted.save(run.path)
+    _keep_appearance(split.images.fold("train"), run.path / APPEARANCE_FILE)
+    bind_companions(run.path)
+    baselines = (
+        baseline_predictions(recipe, split, run.predictions / "baselines", run.base)
+        if settings.baselines and predictions
+        else {}
+    )
+    images = split.images
+    evidence = Evidence(
+        embeddings=embeddings,
+        fitted=fitted,
+        baselines=baselines,
+        is_pretrained=recipe.model.backbone is not None,
+        copies=_copies(recipe, split),
+        stain=stain_section(
+            pictures_of(images).read, images.column("source"), images.folds, images.groups, seed=settings.seed
+        ),
+        picture=PicturesById(images).read,
+    )
+    return write_whole_report(
+        run.report,
+        predictions,
+        replace(context, evidence=evidence),
+        draws=settings.interval_draws,
+        seed=settings.seed,
+    )
+
+
+def write_whole_report(
+    folder: Path,
+    predictions: Mapping[str, Predictions],
+    context: ReportContext,
+    *,
+    draws: int,
+    seed: int,
+) -> dict[str, Any]:
+    """`write_report`, and beside it the cells a person should look at and, of a comparison, those that changed."""
+    report = write_report(folder, predictions, context, draws=draws, seed=seed)
+    evidence, section = context.evidence, report["parts"].get("selective")
+    if evidence is not None and section is not None:
+        scored = predictions[report["reported_fold"]]
+        calibration = evidence.fitted.calibration
+        # The section is calibrated only where there was a fold to try it on.
+        if section["is_calibrated"] and calibration is not None:
+            scored = calibration.of(scored)
+        point = section["per_class_point"]
+        cells = review_list(
+            scored,
+            context.taxonomy,
+            score=section["score_in_use"],
+            threshold=point["threshold"] if point else None,
+        )
+        write_review(folder / REVIEW_FILE, cells)
+        if evidence.other is not None:
+            own = predictions[report["reported_fold"]]
+            write_changed_cells(folder / CHANGED_FILE, own, evidence.other[1], context.taxonomy)
+    if evidence is None or evidence.other is None:
+        (folder / CHANGED_FILE).unlink(missing_ok=True)
+    return report
+
+
+class PicturesById:
+    """The pictures of a set by the id of the image; nothing is opened before the first.
+
+    Args:
+        images: The set.
+    """
+
+    def __init__(self, images: CellImages) -> None:
+        self._images = images
+
+    def read(self, image: str) -> np.ndarray:
+        """The picture of an id, uint8 (height, width, 3)."""
+        # A row of a packed file is a view of it that cannot be written to.
+        return np.array(self._pictures.read(self._row_of[image]))
+
+    @cached_property
+    def _pictures(self) -> Any:
+        return pictures_of(self._images)
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self._images.column("id"))}
+
+
+def _keep_appearance(train: CellImages, path: Path) -> None:
+    try:
+        measure_appearance(train).write(path)
+    except DataError as error:
+        # What it serves, matching other sets to these colours, is then not to be had; the run is none the worse.
+        path.unlink(missing_ok=True)
+        logger.warning("%s is not written: %s", path.name, error)
+
+
+def _copies(recipe: Recipe, split: Split) -> dict[str, Any] | None:
+    """Of the split's own look for near-duplicates; None where the recipe wants none."""
+    if recipe.data.near_duplicates == "ignore":
+        return None
+    images = split.images
+    return copies_section(
+        split.duplicates, images.folds, images.labels, images.column("path"), images.taxonomy.codes
+    )
