@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..binding import digest_of_several
 from ..data.tables import first_few
 from ..errors import ModelUnavailableError
 from ..evaluation.scoring import Precision
@@ -53,6 +53,11 @@ class ModelPlace:
         )
         return Path(found) if found else None
 
+    def classes(self) -> tuple[str, ...]:
+        """Its class codes in label order."""
+        labels = self.config.get("id2label") or {}
+        return tuple(str(labels[key]) for key in sorted(labels, key=int))
+
     def revision(self) -> str:
         """Which weights these are: sha256 of the file with what was trained, as the RUN's own predictions say it.
 
@@ -73,7 +78,7 @@ class ModelPlace:
                 f"model {self.name}: {names[0]} is missing; give a RUN that is finished, or fetch it anew"
             )
         digests = [file_sha256(file) for file in files if file]
-        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+        return digest_of_several(digests)
 
     def _shards(self) -> list[Path | None]:
         index = self.file(_INDEX)
@@ -218,8 +223,7 @@ def _seconds_of_product(dtype: Any) -> float:
 
 
 def _taxonomy(place: ModelPlace) -> Taxonomy:
-    labels = place.config.get("id2label") or {}
-    codes = tuple(str(labels[key]) for key in sorted(labels, key=int))
+    codes = place.classes()
     try:
         taxonomy = Taxonomy.from_dict(place.config.get("taxonomy") or {})
     except ValueError as error:

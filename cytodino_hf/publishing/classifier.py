@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..binding import finish_binding
-from ..errors import PublishError
+from ..errors import ModelUnavailableError, PublishError
+from ..evaluation.companions import COMPANIONS, BoundCompanions
 from ..files import file_sha256, read_json, without_places, write_json
 from .allow_list import CARD, CONFIG, LICENCE, PROCESSOR, WHOLE_WEIGHTS, Gathered, Kind, Storage, Wish
 from .card import CONFUSION, model_card, scored_fold
@@ -33,6 +35,7 @@ def _gather(kind: Kind, folder: Path, work: Path, wish: Wish) -> Gathered:
         files = _bound_files(folder, kind)
         if wish.storage != "float32":
             files |= _narrow_adapter(folder, work, config, wish.storage)
+    files |= _companions(folder, config)
     base = base_of(folder, config, recipe)
     public = add_licence(folder, base, hub, work, files)
     _write_about(folder, work, report, recipe, files)
@@ -51,6 +54,19 @@ def _bound_files(folder: Path, kind: Kind) -> dict[str, Path]:
     config = read_json(folder / CONFIG)
     named = {*config["binding"]["weights"], CONFIG, PROCESSOR, f"{config['base_subfolder']}/{CONFIG}"}
     return {n: f for n, f in kind.allowed_files(folder).items() if n in named or n.endswith(".py")}
+
+
+def _companions(folder: Path, config: Mapping[str, Any]) -> dict[str, Path]:
+    """Calibration and the like, which belong to the model in whatever form its weights are stored."""
+    bound = BoundCompanions.of(config)
+    for name in bound.sha256:
+        if not (folder / name).is_file():
+            raise PublishError(f"{folder / name} is missing; run `cytodino evaluate` on the RUN again")
+        try:
+            bound.check(str(folder), name, folder / name)
+        except ModelUnavailableError as error:
+            raise PublishError(f"{error}; it was changed since the run") from error
+    return {name: folder / name for name in bound.sha256}
 
 
 def _check_whole(folder: Path) -> dict[str, Any]:
@@ -161,7 +177,7 @@ CLASSIFIER = Kind(
     "classifier",
     rf"config\.json|preprocessor_config\.json|(?:binding|configuration|image_processing|modeling)_cytodino\.py"
     rf"|adapter/(?:adapter_config\.json|adapter_model\.safetensors|trained\.safetensors)"
-    rf"|base/(?:config\.json|{WHOLE_WEIGHTS})|{WHOLE_WEIGHTS}",
+    rf"|base/(?:config\.json|{WHOLE_WEIGHTS})|{WHOLE_WEIGHTS}|{'|'.join(map(re.escape, COMPANIONS))}",
     (CARD, LICENCE, CONFUSION, _RECIPE, _ENVIRONMENT),
     _is_classifier,
     _gather,

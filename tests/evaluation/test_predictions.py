@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ COLUMNS = [
     "logits",
     "probabilities",
     "prediction",
+    "ood",
     "model_revision",
 ]
 
@@ -73,6 +75,33 @@ def test_parquet_round_trip_keeps_every_value(predictions: Predictions, tmp_path
     np.testing.assert_array_equal(back.logits, predictions.logits)
     assert back.labels.dtype == np.int64
     assert back.logits.dtype == np.float32
+
+
+def test_what_is_strange_and_calibrated_goes_through_parquet(
+    predictions: Predictions, tmp_path: Path
+) -> None:
+    path = tmp_path / "p.parquet"
+    known = replace(predictions, ood=[True, None, False], calibration="f" * 64)
+    known.to_parquet(path)
+    back = Predictions.from_parquet(path)
+    assert (back.ood, back.calibration) == ([True, None, False], "f" * 64)
+    assert back.select([2, 0]).ood == [False, True]
+    assert back.fold("validation").ood == [None]
+    predictions.to_parquet(path)
+    assert (Predictions.from_parquet(path).ood, Predictions.from_parquet(path).calibration) == (None, None)
+    with pytest.raises(ValueError, match="disagree in length"):
+        replace(predictions, ood=[True])
+
+
+def test_a_file_of_an_earlier_version_is_read(predictions: Predictions, tmp_path: Path) -> None:
+    """It has no column `ood`, and its metadata no calibration."""
+    path = tmp_path / "p.parquet"
+    table = predictions.to_table().drop_columns(["ood"])
+    about = json.loads(table.schema.metadata[b"cytodino"])
+    del about["calibration"]
+    pq.write_table(table.replace_schema_metadata({"cytodino": json.dumps(about)}), path)
+    back = Predictions.from_parquet(path)
+    assert (back.ids, back.ood, back.calibration) == (predictions.ids, None, None)
 
 
 def test_parquet_has_the_one_schema(predictions: Predictions, tmp_path: Path) -> None:

@@ -75,10 +75,15 @@ class Calibration:
         """The same predictions with calibrated logits.
 
         Raises:
-            DataError: They are of another model (`check`).
+            DataError: They are of another model (`check`), or calibrated already.
         """
         self.check(predictions.model_revision, predictions.classes)
-        return replace(predictions, logits=self.apply(predictions.logits))
+        if predictions.calibration is not None:
+            raise DataError(
+                f"these predictions were calibrated already (by {predictions.calibration}): give those of the model "
+                "itself, such as `cytodino predict` writes without --calibrated"
+            )
+        return replace(predictions, logits=self.apply(predictions.logits), calibration=self.fingerprint())
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `calibration.json`."""

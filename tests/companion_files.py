@@ -1,0 +1,58 @@
+"""Calibration, detector and looks beside a copy of a RUN, with numbers that a test can work out by itself."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from cytodino_hf.data.appearance import APPEARANCE_FILE, Appearance
+from cytodino_hf.evaluation.calibration.artifact import Calibration, ids_digest
+from cytodino_hf.evaluation.calibration.scaling import Scaling
+from cytodino_hf.evaluation.companions import bind_companions
+from cytodino_hf.evaluation.ood.detector import OOD_FILE, OodDetector
+from cytodino_hf.evaluation.predictions import Predictions, read_embeddings
+
+SCALE, BIAS = (0.5, 1.5, 0.8), (0.3, -0.2, 0.1)
+#: Which of the nearest known embeddings the detector looks at.
+NEIGHBOURS = 5
+
+
+def with_companions(run: Path, to: Path) -> Path:
+    """A copy of a RUN of three classes with all three files; half of the known embeddings lie beyond the threshold."""
+    shutil.copytree(run, to)
+    scored = Predictions.from_parquet(to / "predictions" / "test.parquet")
+    classes, revision = scored.classes, scored.model_revision
+    scaling = Scaling("vector", np.array(SCALE), np.array(BIAS), None)
+    Calibration(
+        scaling, classes, revision, len(scored), ids_digest(scored.ids), 0, "fixed by a test", {}
+    ).save(to)
+    bank = unit(read_embeddings(to / "predictions" / "embeddings.parquet")[1]).astype(np.float16)
+    OodDetector(
+        revision, classes, {"knn": threshold(bank)}, 0.5, "the test fold", len(bank), len(bank), bank=bank,
+        means=np.zeros((1, bank.shape[1]), np.float32), whitening=np.eye(bank.shape[1], dtype=np.float32),
+    ).save(to / OOD_FILE)  # fmt: skip
+    Appearance((60.0, 10.0, -5.0), (12.0, 5.0, 4.0), 14.0, 32, 30).write(to / APPEARANCE_FILE)
+    bind_companions(to)
+    return to
+
+
+def unit(embeddings: np.ndarray) -> np.ndarray:
+    """Rows of length 1, float64."""
+    wide: np.ndarray = embeddings.astype(np.float64)
+    return wide / np.linalg.norm(wide, axis=1, keepdims=True)
+
+
+def distances(bank: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
+    """Distance to the fifth nearest row, float64, without any of the package's own code."""
+    apart = np.linalg.norm(unit(embeddings)[:, None] - bank.astype(np.float64)[None], axis=2)
+    return np.sort(apart, axis=1)[:, NEIGHBOURS - 1]
+
+
+def threshold(bank: np.ndarray) -> float:
+    """Half-way in the widest gap among the middle distances, so that no rounding decides."""
+    found = np.sort(distances(bank, bank))
+    middle = found[len(found) // 4 : 3 * len(found) // 4]
+    place = np.diff(middle).argmax()
+    return float(middle[place : place + 2].mean())
