@@ -156,7 +156,7 @@ def joined(parts: Sequence[Predictions]) -> Predictions:
         raise DataError(
             f"folds name the classes {', '.join(first.classes)} and {', '.join(other.classes)}; train them again"
         )
-    columns: dict[str, list[Any]] = {
+    columns: dict[str, Any] = {
         name: [value for part in parts for value in getattr(part, name)]
         for name in ("ids", "paths", "sources", "groups", "folds")
     }

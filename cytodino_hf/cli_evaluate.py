@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import takewhile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -53,7 +53,7 @@ def evaluate(
     """Report how good predictions are, how sure, when to abstain; from PREDICTIONS and embeddings, without the model.
 
     A RUN's own report is written again, with the same numbers. Another set: --data.source NAME --data.root FOLDER
-    (any key of a recipe's data section).
+    (and --data.taxonomy, the options of the source).
     """
     names = list(takewhile(lambda word: not word.startswith("--"), targets))
     rest = targets[len(names) :]
@@ -65,13 +65,16 @@ def evaluate(
         _refuse("with --data.KEY", {"--against": against is not None, "--symmetries": symmetries})
         if len(names) != 1:
             raise CytoDinoError(f"{len(names)} models before {rest[0]}; another set is asked of one model")
+        drawn: dict[str, Any] = {
+            name: value for name, value in (("draws", draws), ("seed", seed)) if value is not None
+        }
         options = ElsewhereOptions(
             match_colour=match_colour,
             match_scale=match_scale,
             micrometres_per_pixel=micrometres_per_pixel,
             revision=revision,
             workers=workers,
-            **{name: value for name, value in (("draws", draws), ("seed", seed)) if value is not None},
+            **drawn,
         )
         typer.echo(evaluate_elsewhere(names[0], rest, output or Path("transfer"), options).text)
         return

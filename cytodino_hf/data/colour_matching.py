@@ -131,7 +131,7 @@ def _recoloured(
 ) -> np.ndarray:
     import cv2
 
-    lab = to_lab(picture) * np.float32(gain) + np.float32(offset)
+    lab = to_lab(picture) * np.asarray(gain, np.float32) + np.asarray(offset, np.float32)
     rgb = cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
     return np.rint(np.clip(rgb, 0, 1) * 255).astype(np.uint8)
 

@@ -132,7 +132,7 @@ class ClassifierLooker:
         seen: list[torch.Tensor] = []
         hooks = []
         if self._has_query:
-            last = self.model.head.blocks[-1]  # type: ignore[union-attr, index]
+            last: Any = self.model.head.blocks[-1]  # type: ignore[union-attr, index]
             hooks = [
                 last.norm_cross.register_forward_hook(lambda _module, _args, out: seen.append(out)),
                 last.register_forward_pre_hook(lambda _module, args: seen.append(args[1])),

@@ -161,7 +161,7 @@ def reliability_bins(
     for number in np.unique(bins):
         inside = bins == number
         rows = np.flatnonzero(inside)
-        share = share_interval(correct[rows], [groups[row] for row in rows], level=level)
+        share = share_interval(correct[rows], [groups[row] for row in rows.tolist()], level=level)
         if share is not None:
             sure = float(confidence[rows].mean())
             found.append(ReliabilityBin(len(rows), sure, share["value"], share["low"], share["high"]))

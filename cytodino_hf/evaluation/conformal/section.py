@@ -162,10 +162,14 @@ def _obstacle(calibration: int, test: int, alpha: float) -> str | None:
 def _sets_part(
     kept: Predictions, scored: Predictions, taxonomy: Taxonomy, alpha: float, seed: int, level: float
 ) -> dict[str, Any]:
-    reasons = {name: why_no_marginal_sets(name, kept.labels, alpha, seed) for name in MARGINAL}
+    reasons: dict[str, str | None] = {
+        name: why_no_marginal_sets(name, kept.labels, alpha, seed) for name in MARGINAL
+    }
     refused = {name: why for name, why in reasons.items() if why}
     thresholds = class_thresholds(kept.logits, kept.labels, taxonomy, alpha)
-    sets = {name: _marginal(name, kept, scored, alpha, seed) for name in MARGINAL if name not in refused}
+    sets: dict[str, np.ndarray] = {
+        name: _marginal(name, kept, scored, alpha, seed) for name in MARGINAL if name not in refused
+    }
     sets[CLASS_SETS] = class_sets(scored.logits, thresholds)
     scores = {
         name: score_sets(inside, scored.labels, scored.groups, level=level).to_dict()

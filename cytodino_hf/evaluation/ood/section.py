@@ -128,7 +128,7 @@ def _kind(name: str, outside: Mapping[str, EmbeddedFold]) -> str:
 
 
 def _rows(part: ImageSet, chosen: np.ndarray) -> ImageSet:
-    groups = [part.groups[row] for row in np.flatnonzero(chosen)]
+    groups = [part.groups[row] for row in np.flatnonzero(chosen).tolist()]
     return ImageSet({name: one[chosen] for name, one in part.scores.items()}, part.labels[chosen], groups)
 
 

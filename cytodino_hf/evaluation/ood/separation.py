@@ -127,7 +127,7 @@ def _fpr95_deviation(
 ) -> dict[tuple[str, str], float]:
     """Standard deviation over draws of FPR95, by set and score."""
     limits = _drawn_limits(known, draws, seed)
-    found = {}
+    found: dict[tuple[str, str], float] = {}
     for number, (title, other) in enumerate(strange.items()):
         order = {name: np.argsort(other.scores[name]) for name in limits}
         passing: dict[str, list[np.ndarray]] = {name: [] for name in limits}
