@@ -137,7 +137,7 @@ def _answers_of(
     document = recipe.to_dict()
     document["data"]["split"] = str(listed)
     document["training"]["output_dir"] = str(folder / "runs" / f"fold{number}")
-    document["evaluation"]["baselines"] = False
+    document["evaluation"] |= {"baselines": False, "parts": False}
     document["hub"]["repo_id"] = None
     logger.info("fold %d: %d images are left out", number, len(rows))
     run = finetune(parse_recipe(document, source=f"fold {number} of the audit"))

@@ -173,13 +173,12 @@ class TrainingSection(Section):
 class EvaluationSection(Section):
     """How the final scores are reported."""
 
-    interval_draws: int = Field(
-        2000, ge=100, le=1_000_000, description="bootstrap draws behind each interval"
-    )
+    interval_draws: int = Field(2000, ge=100, le=1_000_000, description="draws behind each interval")
     seed: int = Field(0, ge=0, description="seed of the bootstrap")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the backbone in the final scoring; bfloat16 is faster and rounds"
     )
+    parts: bool = Field(True, description="false leaves all but the scores to `cytodino evaluate`")
     baselines: bool = Field(True, description="compare with kNN and logistic regression on frozen features")
 
 

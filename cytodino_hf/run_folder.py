@@ -54,6 +54,7 @@ _MAY_DIFFER = (
     "training.report_to",
     "training.halve_batch_on_out_of_memory",
     "evaluation.baselines",
+    "evaluation.parts",
     "hub.repo_id",
     "hub.private",
     "hub.merged",

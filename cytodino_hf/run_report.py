@@ -19,7 +19,7 @@ from .evaluation.changes.cells import write_changed_cells
 from .evaluation.companions import bind_companions
 from .evaluation.data_questions.copies import copies_section
 from .evaluation.data_questions.stain import stain_section
-from .evaluation.fitted import embeddings_by_fold, fit
+from .evaluation.fitted import Fitted, embeddings_by_fold, fit
 from .evaluation.predictions import Predictions
 from .evaluation.report import ReportContext, write_report
 from .evaluation.report_parts import Evidence
@@ -68,13 +68,32 @@ def report_run(
     fitted.save(run.path)
     _keep_appearance(split.images.fold("train"), run.path / APPEARANCE_FILE)
     bind_companions(run.path)
+    evidence = _evidence(recipe, split, run, predictions, embeddings, fitted) if settings.parts else None
+    return write_whole_report(
+        run.report,
+        predictions,
+        replace(context, evidence=evidence),
+        draws=settings.interval_draws,
+        seed=settings.seed,
+    )
+
+
+def _evidence(
+    recipe: Recipe,
+    split: Split,
+    run: RunFolder,
+    predictions: Mapping[str, Predictions],
+    embeddings: Mapping[str, np.ndarray],
+    fitted: Fitted,
+) -> Evidence:
+    """What the parts rest on: also what images and the backbone before fine-tuning say."""
+    settings, images = recipe.evaluation, split.images
     baselines = (
         baseline_predictions(recipe, split, run.predictions / "baselines", run.base)
         if settings.baselines and predictions
         else {}
     )
-    images = split.images
-    evidence = Evidence(
+    return Evidence(
         embeddings=embeddings,
         fitted=fitted,
         baselines=baselines,
@@ -84,13 +103,6 @@ def report_run(
             pictures_of(images).read, images.column("source"), images.folds, images.groups, seed=settings.seed
         ),
         picture=PicturesById(images).read,
-    )
-    return write_whole_report(
-        run.report,
-        predictions,
-        replace(context, evidence=evidence),
-        draws=settings.interval_draws,
-        seed=settings.seed,
     )
 
 
