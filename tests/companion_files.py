@@ -15,6 +15,8 @@ from cytodino_hf.evaluation.ood.detector import OOD_FILE, OodDetector
 from cytodino_hf.evaluation.predictions import Predictions, read_embeddings
 
 SCALE, BIAS = (0.5, 1.5, 0.8), (0.3, -0.2, 0.1)
+#: Thresholds of scores that do not decide.
+OTHERS = {"max_softmax": 1.0, "energy": 0.0, "mahalanobis": 10.0}
 #: Which of the nearest known embeddings the detector looks at.
 NEIGHBOURS = 5
 
@@ -30,7 +32,7 @@ def with_companions(run: Path, to: Path) -> Path:
     ).save(to)
     bank = unit(read_embeddings(to / "predictions" / "embeddings.parquet")[1]).astype(np.float16)
     OodDetector(
-        revision, classes, {"knn": threshold(bank)}, 0.5, "the test fold", len(bank), len(bank), bank=bank,
+        revision, classes, {"knn": threshold(bank), **OTHERS}, 0.5, "the test fold", len(bank), len(bank), bank=bank,
         means=np.zeros((1, bank.shape[1]), np.float32), whitening=np.eye(bank.shape[1], dtype=np.float32),
     ).save(to / OOD_FILE)  # fmt: skip
     Appearance((60.0, 10.0, -5.0), (12.0, 5.0, 4.0), 14.0, 32, 30).write(to / APPEARANCE_FILE)
