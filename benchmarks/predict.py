@@ -244,7 +244,7 @@ def _notes(settings: PredictSettings, answers: _Answers, right: float) -> list[s
         "computes in float32. "
         + (
             "Both begin with the files: Pillow and albumentations' resize, against the decoder and the batches of "
-            "`cytodino predict`, whose resize is Pillow's."
+            "`cytodino predict`, whose resize is Pillow's: their logits differ by the resize too."
             if settings.files
             else "Pictures decoded before."
         ),

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from .data.dataset import CellDataset
+from .data.inspection.scan import scan_images
 from .data.loading import load_split
 from .data.samples import CellImages
 from .data.splits import Split
@@ -23,6 +24,7 @@ from .model_builder import (
     merge,
     save_model,
 )
+from .pretraining.history import held_out_images_seen
 from .publishing.publish import check_account, publish
 from .recipe import Recipe
 from .recovery import (
@@ -163,11 +165,14 @@ def _report_context(
     about_model: dict[str, Any],
 ) -> ReportContext:
     train = split.images.fold("train")
+    about_data = data_record(split)
+    if (seen := _seen_in_pretraining(recipe, split)) is not None:
+        about_data["notes"].append(seen)
     return ReportContext(
         title=run.path.name,
         recipe=recipe.to_dict(),
         environment=run.environment(),
-        data=data_record(split),
+        data=about_data,
         training=training | {"setbacks": setbacks(run), "set_aside": run.set_aside()},
         taxonomy=split.images.taxonomy,
         train_classes=tuple(code for code, count in train.counts().items() if count),
@@ -175,6 +180,13 @@ def _report_context(
         class_panel=class_panel(train, trainer.processor),
         augmentation_strip=augmentation_strip(trainer.train_dataset),
     )
+
+
+def _seen_in_pretraining(recipe: Recipe, split: Split) -> str | None:
+    """Which held-out images the backbone saw before; every file was looked at when the run began."""
+    held_out = {name: split.images.fold(name) for name in SCORED_FOLDS}
+    sums = {name: scan_images(fold).column("file_sha256") for name, fold in held_out.items() if fold.labels}
+    return held_out_images_seen(recipe.model, recipe.hub, sums)
 
 
 def _augmentation(recipe: Recipe) -> Augmentation:

@@ -192,6 +192,13 @@ def test_the_report_has_the_promised_keys(runs: dict[str, Path]) -> None:
         entry = report["test"]["metrics"][name]
         assert 0 <= entry["low"] <= entry["value"] <= entry["high"] <= 1
     assert report["split_promise"].startswith("not patient-safe")
+    assert not any(
+        note.startswith("backbone:") for note in report["data"]["notes"]
+    )  # random weights saw nothing
+    on_hub = json.loads((runs["lora_hub"] / "report" / "report.json").read_text())
+    assert any(f"what images {HUB_ID} saw" in note for note in on_hub["data"]["notes"]), on_hub["data"][
+        "notes"
+    ]
     page = (runs["lora_scratch"] / "report" / "report.html").read_text()
     assert "<script" not in page
     assert "http://" not in page.replace("http://www.w3.org", "")

@@ -71,12 +71,7 @@ _ARMS = (
     ),
     Arm("augmentation", "published augmentation", takes=("data.augmentation",), is_standard=True),
     Arm("schedule", "published schedule", takes=_SCHEDULE, is_standard=True),
-    Arm("rates", "one learning rate", takes=("training.head_learning_rate",), is_standard=True),
-    Arm(
-        "rates_of_batch",
-        "rates by the square root of the batch",
-        sets={"training.learning_rate": 6e-4, "training.head_learning_rate": 6e-4},
-    ),
+    Arm("rates", "published learning rate", takes=("training.learning_rate",), is_standard=True),
     Arm("statistics", "published statistics", takes=("data.image_mean", "data.image_std"), is_standard=True),
     Arm("rank", "LoRA rank 64", takes=("model.lora_rank", "model.lora_alpha"), is_standard=True),
     Arm("batch", "published batch, 4 images", takes=_BATCH),
@@ -87,7 +82,8 @@ _ARMS = (
     Arm("selection", "chosen by weighted F1", takes=("training.metric_for_best_model",)),
     Arm("float32", "float32", precision="no"),
     Arm("focal", "focal loss alone", sets={"loss": {"name": "focal"}}),
-    Arm("gamma", "no focal factor", sets={"loss.gamma": 0.0}),
+    Arm("focal_factor", "focal factor, gamma 2", sets={"loss.gamma": 2.0}, is_standard=True),
+    Arm("smoothing", "smoothing .1", sets={"loss.smoothing": 0.1}),
     Arm(
         "cross_entropy",
         "cross-entropy, smoothing .1",

@@ -17,14 +17,14 @@ class Options(LossOptions):
     """Options of `hierarchical_focal`."""
 
     gamma: float = Field(
-        2.0,
+        0.0,
         ge=0.0,
         le=10.0,
-        description="Power of the distance between target and prediction; 0 gives plain cross-entropy with "
-        "the soft target.",
+        description="Power of the distance between target and prediction, the focal factor; 0 gives plain "
+        "cross-entropy with the soft target, and probabilities that are less modest than with 2.",
     )
     smoothing: float = Field(
-        0.1,
+        0.05,
         ge=0.0,
         lt=0.5,
         description="Probability the target gives to classes other than the label; below one half, so that "

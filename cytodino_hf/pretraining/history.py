@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,37 @@ class History:
             f"model.backbone: none of the {held} images that are held out now is among the {len(before)} files that "
             f"{self.name} was pretrained on" + (f"; {in_doubt(doubt)}" if doubt else "")
         )
+
+
+def held_out_images_seen(
+    section: BackboneSection, hub: HubSection, folds: Mapping[str, Sequence[bytes]]
+) -> str | None:
+    """What a report says of the held-out images that a backbone saw in pretraining; None of random weights.
+
+    Args:
+        section, hub: Of the recipe.
+        folds: Name of a held-out fold -> sha256 of each of its image files.
+
+    Raises:
+        BackboneUnavailableError: It cannot be had.
+        DataError: What its pretraining left is damaged.
+    """
+    history = read_history(section, hub)
+    if history is None:
+        return None
+    if history.seen is None:
+        return f"backbone: {in_doubt([history.name])}"
+    before = {row[2] for row in history.seen}
+    seen = {fold: sum(one.hex() in before for one in sums) for fold, sums in folds.items()}
+    told = ", ".join(
+        f"{seen[fold] or 'none'} of {len(sums)} of the {fold} fold" for fold, sums in folds.items()
+    )
+    warning = "; scores on those may flatter, though it saw no label" if any(seen.values()) else ""
+    doubt = unlisted(history.origin())
+    return (
+        f"backbone: {history.name} was pretrained on {len(before)} image files, {told} among them{warning}"
+        + (f"; {in_doubt(doubt)}" if doubt else "")
+    )
 
 
 def read_history(section: BackboneSection, hub: HubSection) -> History | None:

@@ -101,7 +101,7 @@ def reference(z: np.ndarray, labels: np.ndarray, gamma: float, cost_weight: floa
 @pytest.mark.parametrize("cost_weight", [0.0, 0.2, 5.0])
 def test_value_follows_the_formula(gamma: float, cost_weight: float) -> None:
     z, labels = wide_logits(42), torch.arange(42) % 21
-    loss = HierarchicalFocal(Options(gamma=gamma, cost_weight=cost_weight), MLL, ONES)
+    loss = HierarchicalFocal(Options(gamma=gamma, smoothing=0.1, cost_weight=cost_weight), MLL, ONES)
     expected = reference(z.numpy(), labels.numpy(), gamma, cost_weight)
     assert float(loss(z, labels)) == pytest.approx(expected, rel=1e-5)
 
@@ -110,7 +110,7 @@ def test_gamma_zero_is_the_soft_cross_entropy_exactly() -> None:
     z, labels = wide_logits(21), torch.arange(21)
     soft = soft_targets(MLL, 0.1, 0.95, 0.5)[labels]
     expected = torch.nn.functional.cross_entropy(z, soft)
-    value = HierarchicalFocal(Options(gamma=0.0, cost_weight=0.0), MLL, ONES)(z, labels)
+    value = HierarchicalFocal(Options(gamma=0.0, smoothing=0.1, cost_weight=0.0), MLL, ONES)(z, labels)
     assert float(value) == pytest.approx(float(expected), rel=1e-6)
 
 
@@ -170,16 +170,19 @@ def test_the_minimum_is_the_smoothed_target(code: str, start: str, gamma: float)
         logits[0, label] = 6.0
     if start == "wrong":
         logits[0, MLL.index("LYT")] = 3.0
-    found = minimise(HierarchicalFocal(Options(gamma=gamma, cost_weight=0.0), MLL, ONES), label, logits)
+    found = minimise(
+        HierarchicalFocal(Options(gamma=gamma, smoothing=0.1, cost_weight=0.0), MLL, ONES), label, logits
+    )
     target = soft_targets(MLL, 0.1, 0.95, 0.5)[label].numpy()
     np.testing.assert_allclose(found, target, rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("code", ["BLA", "LYT"])
-def test_the_default_cost_does_not_move_the_minimum(code: str) -> None:
+@pytest.mark.parametrize("options", [Options(), Options(gamma=2.0, smoothing=0.1)], ids=["default", "focal"])
+def test_the_default_cost_does_not_move_the_minimum(code: str, options: Options) -> None:
     """By steps that shrink, as an optimiser that can pass an edge takes them."""
     label = MLL.index(code)
-    loss = HierarchicalFocal(Options(), MLL, ONES)
+    loss = HierarchicalFocal(options, MLL, ONES)
     z = torch.zeros(1, 21, requires_grad=True)
     optimiser = torch.optim.Adam([z], lr=0.1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 1500)
@@ -189,17 +192,19 @@ def test_the_default_cost_does_not_move_the_minimum(code: str) -> None:
         optimiser.step()
         schedule.step()
     found = torch.softmax(z.detach(), dim=1)[0]
-    target = soft_targets(MLL, 0.1, 0.95, 0.5)[label].float()
+    target = soft_targets(MLL, options.smoothing, 0.95, 0.5)[label].float()
     assert float((found - target).abs().max()) < 0.015
     assert float(loss(target.log()[None], torch.tensor([label]))) < float(
         loss(z.detach(), torch.tensor([label]))
     )
 
 
-def test_the_loss_rises_on_every_line_away_from_the_target() -> None:
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_the_loss_rises_on_every_line_away_from_the_target(gamma: float) -> None:
     """What the proof says, on 200 lines to the corners, to even odds and to points inside."""
-    loss = HierarchicalFocal(Options(), MLL, ONES)
-    targets = soft_targets(MLL, 0.1, 0.95, 0.5)
+    options = Options(gamma=gamma)
+    loss = HierarchicalFocal(options, MLL, ONES)
+    targets = soft_targets(MLL, options.smoothing, 0.95, 0.5)
     inside = torch.softmax(wide_logits(200), dim=1)
     ends = torch.cat([inside, torch.eye(21, dtype=torch.float64) * 0.999 + 0.001 / 21])
     for label in (MLL.index("BLA"), MLL.index("LYT"), MLL.index("NIF")):

@@ -14,7 +14,7 @@ import pytest
 
 from cytodino_hf.errors import DataError
 from cytodino_hf.pretraining.backbone_folder import write_teacher
-from cytodino_hf.pretraining.history import read_history
+from cytodino_hf.pretraining.history import held_out_images_seen, read_history
 from cytodino_hf.pretraining.model_card import card
 from cytodino_hf.pretraining.pretrain import build_ibot, load_images, pretrain
 from cytodino_hf.pretraining.recipe import PretrainModelSection, parse_pretrain_recipe
@@ -174,6 +174,21 @@ def test_the_embedded_backbone_brings_its_list(
     found = read_history(PretrainModelSection(backbone="embedded"), HubSection())
     assert found is not None
     assert (found.name, len(found.seen or ())) == ("embedded", len(rows(chain[1])))
+
+
+def test_a_report_counts_the_held_out_images_a_backbone_saw(chain: tuple[Path, Path]) -> None:
+    section, hub = PretrainModelSection(backbone=str(chain[0])), HubSection()
+    known = [bytes.fromhex(row["sha256"]) for row in rows(chain[0])]
+    other = hashlib.sha256(b"another file").digest()
+    said = held_out_images_seen(section, hub, {"test": [*known[:2], other], "validation": [other]})
+    assert said == (
+        f"backbone: backbone was pretrained on {len(known)} image files, 2 of 3 of the test fold, none of 1 of the "
+        "validation fold among them; scores on those may flatter, though it saw no label"
+    )
+    clean = held_out_images_seen(section, hub, {"test": [other]})
+    assert clean is not None
+    assert clean.endswith("none of 1 of the test fold among them")
+    assert held_out_images_seen(PretrainModelSection(backbone_config={}), hub, {"test": known}) is None
 
 
 @pytest.mark.parametrize(
