@@ -214,7 +214,9 @@ def _read_table(path: str | Path) -> pa.Table:
     try:
         return pq.read_table(path)
     except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: is no Parquet file ({error}); give what `cytodino predict` wrote") from error
+        raise DataError(
+            f"{path}: is no Parquet file ({error}); give what `cytodino predict` wrote"
+        ) from error
 
 
 def _floats(column: pa.ChunkedArray) -> np.ndarray:
