@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A stage imports only stages before it, or its own.
 STAGES = [
-    {"errors", "files", "other_sets", "page", "taxonomy"},
+    {"environment", "errors", "files", "other_sets", "page", "taxonomy"},
     {"recipe", "recipe_checks", "recipe_mistakes"},
     {"data"},
     {"model"},

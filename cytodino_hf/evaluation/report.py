@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..page import plain, render_template
+from ..page import duration, plain, render_template
 from ..taxonomy import Taxonomy
 from .calibration.artifact import CALIBRATION_FILE
+from .confusion import draw_class_confusion, lineage_order
 from .fitted import Fitted
 from .fold_report import fold_section
 from .headlines import headlines
@@ -21,7 +22,6 @@ from .panels import draw_augmentation_strip, draw_class_panel
 from .plots import (
     bytes_to_data_uri,
     draw_class_f1,
-    draw_confusion_matrix,
     draw_training_curves,
     figure_bytes,
     training_curves,
@@ -187,32 +187,13 @@ def render_page(report: Mapping[str, Any], figures: Mapping[str, str]) -> str:
     template = Path(__file__).with_name("report_template.html")
     return render_template(
         template,
-        {"duration": _duration},
+        {"duration": duration},
         report=report,
         figures=figures,
         scored=_scored_folds(report),
         contents=_contents(report),
         headlines=headlines(report["parts"]),
     )
-
-
-def lineage_order(taxonomy: Taxonomy) -> list[int]:
-    """Labels with the members of a lineage together, immature first; lineages that mature come first.
-
-    Example:
-        >>> from cytodino_hf.taxonomy import MLL
-        >>> cells = MLL.subset(["BLA", "LYT", "PMO", "NGS"])
-        >>> [cells.codes[label] for label in lineage_order(cells)]
-        ['BLA', 'PMO', 'NGS', 'LYT']
-    """
-    lineages = list(dict.fromkeys((*taxonomy.maturation, *taxonomy.lineages)))
-
-    def place(label: int) -> tuple[int, int, int]:
-        lineage, code = taxonomy.lineages[label], taxonomy.codes[label]
-        order = taxonomy.maturation.get(lineage, ())
-        return lineages.index(lineage), order.index(code) if code in order else len(order), label
-
-    return sorted(range(len(taxonomy)), key=place)
 
 
 def _place(fold: str) -> int:
@@ -279,17 +260,7 @@ def _figures(
         figures["training_curves"] = (draw_training_curves(curves, context.training.get("best_step")), "svg")
     if scored := _scored_folds(report):
         section = report[scored[0]]
-        dangerous = np.zeros((len(taxonomy), len(taxonomy)), dtype=bool)
-        dangerous[np.ix_(taxonomy.critical, taxonomy.safe)] = True
-        figures["confusion_matrix"] = (
-            draw_confusion_matrix(
-                np.array(section["confusion_matrix"])[np.ix_(order, order)],
-                [taxonomy.codes[i] for i in order],
-                [taxonomy.lineages[i] for i in order],
-                dangerous[np.ix_(order, order)],
-            ),
-            chart,
-        )
+        figures["confusion_matrix"] = (draw_class_confusion(section["confusion_matrix"], taxonomy), chart)
         figures["class_f1"] = (_class_f1_figure(section["per_class"]), chart)
     if asked := _asked(scored, predictions, context, report["intervals"]):
         figures |= draw_parts(report["parts"], asked)
@@ -307,11 +278,3 @@ def _class_f1_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         np.array([row["images"] for row in rows]),
         np.array([row["is_critical"] for row in rows]),
     )
-
-
-def _duration(seconds: float) -> str:
-    whole = round(seconds)
-    hours, minutes = whole // 3600, whole % 3600 // 60
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..environment import hardware
 from ..evaluation.calibration.artifact import CALIBRATION_FILE
 from ..evaluation.companions import BoundCompanions
 from ..evaluation.headlines import headlines
 from ..evaluation.ood.detector import OOD_FILE
+from ..page import duration
 from .allow_list import LICENCE
 from .checklist import BLANK, checklist
 from .licences import Base
@@ -118,8 +120,8 @@ def model_card(
         bfloat16_share=f"{BFLOAT16_SHARE:.0%}",
         blank=Markup(BLANK),
         interval=_interval,
-        duration=_duration(report["training"]["seconds"]),
-        hardware=_hardware(report["environment"]),
+        duration=duration(report["training"]["seconds"]),
+        hardware=hardware(report["environment"]),
     )
 
 
@@ -201,17 +203,3 @@ def _interval(score: Mapping[str, Any] | None, key: str = "value") -> str:
     if score is None or score.get(key) is None:
         return "no image"
     return f"{score[key]:.3f} ({score['low']:.3f} to {score['high']:.3f})"
-
-
-def _duration(seconds: float) -> str:
-    hours, minutes = int(seconds // 3600), seconds % 3600 / 60
-    return f"{hours} h {minutes:.0f} min" if hours else f"{minutes:.1f} min"
-
-
-def _hardware(environment: Mapping[str, Any]) -> str:
-    gpus = environment.get("gpus") or []
-    return (
-        gpus[0]
-        if gpus
-        else f"{environment.get('processor') or 'a processor'}, {environment.get('cores')} cores"
-    )

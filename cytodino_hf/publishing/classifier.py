@@ -146,23 +146,12 @@ def _write_about(
 
 
 def _confusion_picture(report: dict[str, Any], fold: str) -> bytes:
-    import numpy as np
-
-    from ..evaluation.plots import draw_confusion_matrix, figure_bytes
-    from ..evaluation.report import lineage_order
+    from ..evaluation.confusion import draw_class_confusion
+    from ..evaluation.plots import figure_bytes
     from ..taxonomy import Taxonomy
 
     taxonomy = Taxonomy.from_dict(report["taxonomy"])
-    order = lineage_order(taxonomy)
-    dangerous = np.zeros((len(taxonomy), len(taxonomy)), dtype=bool)
-    dangerous[np.ix_(taxonomy.critical, taxonomy.safe)] = True
-    figure = draw_confusion_matrix(
-        np.array(report[fold]["confusion_matrix"])[np.ix_(order, order)],
-        [taxonomy.codes[label] for label in order],
-        [taxonomy.lineages[label] for label in order],
-        dangerous[np.ix_(order, order)],
-    )
-    return figure_bytes(figure, "png")
+    return figure_bytes(draw_class_confusion(report[fold]["confusion_matrix"], taxonomy), "png")
 
 
 def _report(folder: Path) -> dict[str, Any]:

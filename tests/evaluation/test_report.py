@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from cytodino_hf.errors import DataError
+from cytodino_hf.evaluation.confusion import lineage_order
 from cytodino_hf.evaluation.metrics import METRICS, confusion_matrix, confusion_metrics
 from cytodino_hf.evaluation.predictions import Predictions
-from cytodino_hf.evaluation.report import ReportContext, build_report, lineage_order, write_report
+from cytodino_hf.evaluation.report import ReportContext, build_report, write_report
 from cytodino_hf.taxonomy import MLL, CellClass, Taxonomy
 
 CELLS = MLL.subset(["BLA", "PMO", "NGS", "LYT"])  # label order BLA LYT NGS PMO
