@@ -72,3 +72,23 @@ def probability_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, flo
         "brier": float(terms.brier.mean()),
         "ece": float(np.abs(terms.gap.sum(axis=0)).sum() / n),
     }
+
+
+def largest_bias(sums: np.ndarray, deviations: np.ndarray) -> np.ndarray:
+    """By how much absolute values of sums may be too high on average, as of the bins of a calibration error.
+
+    The mean of |x| for x around m >= 0 with deviation s is above m by s sqrt(2 / pi) exp(-m^2 / 2 s^2)
+    - 2 m Phi(-m / s), most at m = 0. m is taken as small as the images allow: |x| - 2 s, at least 0.
+
+    Args:
+        sums: (...) x, of the images as they are.
+        deviations: (...) s, of the images drawn again.
+    """
+    from scipy.stats import norm
+
+    least = np.maximum(0.0, np.abs(sums) - 2 * deviations)
+    ratio = np.divide(least, deviations, out=np.zeros_like(least), where=deviations > 0)
+    bias: np.ndarray = deviations * (
+        np.sqrt(2 / np.pi) * np.exp(-(ratio**2) / 2) - 2 * ratio * norm.cdf(-ratio)
+    )
+    return bias

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..probability_metrics import CALIBRATION_BINS, probability_terms
+from ..probability_metrics import CALIBRATION_BINS, largest_bias, probability_terms
 from .intervals import share_interval
 
 #: Names of what `CalibrationErrors` gives, in the order reports show them.
@@ -101,23 +101,16 @@ class CalibrationErrors:
     def largest_biases(self, sums: np.ndarray, drawn: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
         """By how much the calibration errors may be too high on average, for being sums of absolute values.
 
-        The mean of |x| for x around m >= 0 with deviation s is above m by s sqrt(2 / pi) exp(-m^2 / 2 s^2)
-        - 2 m Phi(-m / s), most at m = 0. m is taken as small as the images allow: |x| - 2 s, at least 0.
-
         Args:
             sums: (1, columns) of the images as they are.
-            drawn: (draws, columns) of the images drawn again; their deviation is s.
+            drawn: (draws, columns) of the images drawn again.
 
         Returns:
             Name of `ece`, `ece_adaptive`, `ece_classwise` -> bias, and that of each class (classes,).
         """
-        from scipy.stats import norm
-
-        s = drawn[:, 3:].std(axis=0)
-        m = np.maximum(0.0, np.abs(sums[0, 3:]) - 2 * s)
-        ratio = np.divide(m, s, out=np.zeros_like(m), where=s > 0)
-        bias = s * (np.sqrt(2 / np.pi) * np.exp(-(ratio**2) / 2) - 2 * ratio * norm.cdf(-ratio))
-        metrics, by_class = self._over_bins(bias[None])
+        metrics, by_class = self._over_bins(
+            largest_bias(sums[:, 3:], drawn[:, 3:].std(axis=0, keepdims=True))
+        )
         return {name: float(value[0]) for name, value in metrics.items()}, by_class[0]
 
     def _over_bins(self, off: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:

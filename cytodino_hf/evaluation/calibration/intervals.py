@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ..comparison import SHIFTED
+from ..comparison import EXTENDED, SHIFTED
 from ..resampling import are_grouped
 from ..statistics import ENOUGH_IMAGES, wilson_of_share
 
-EXTENDED = f"{SHIFTED}, and longer by the largest bias of a sum of absolute values"
 GROUPED_WILSON = "Wilson, with the number of images that as many independent ones would equal"
 
 #: With fewer mistakes than this, draws hardly differ and promise too much (simulated: 1 to 6 wrong images cover 58 to
