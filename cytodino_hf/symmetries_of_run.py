@@ -9,6 +9,7 @@ import numpy as np
 from .data.loading import load_split
 from .errors import DataError
 from .evaluation.predictions import Predictions
+from .model_loading import load_classifier
 from .recipe import load_recipe
 from .run_report import AVERAGED_FILE
 
@@ -26,8 +27,6 @@ def ask_symmetries(path: Path, test: Predictions) -> None:
     import torch
 
     from .evaluation.symmetries import score_with_symmetries
-    from .model.image_processing_cytodino import CytoDinoImageProcessor
-    from .model.modeling_cytodino import CytoDinoForImageClassification
 
     file = path / "predictions" / AVERAGED_FILE
     if file.is_file() and Predictions.from_parquet(file).model_revision == test.model_revision:
@@ -43,10 +42,10 @@ def ask_symmetries(path: Path, test: Predictions) -> None:
     chosen = images.select([row_of[name] for name in test.ids])
     if not np.array_equal(chosen.labels, test.labels):
         raise DataError(f"{path}: the labels of its test images have changed since; run the recipe anew")
-    model = CytoDinoForImageClassification.from_pretrained(path).eval()
+    model, processor = load_classifier(path)
     averaged, _ = score_with_symmetries(
         model.to("cuda" if torch.cuda.is_available() else "cpu"),  # type: ignore[arg-type]
-        CytoDinoImageProcessor.from_pretrained(path),
+        processor,
         chosen,
         model_revision=test.model_revision,
         workers=recipe.training.dataloader_num_workers,

@@ -23,7 +23,7 @@ STAGES = [
     {"recipe", "recipe_checks", "recipe_mistakes"},
     {"data"},
     {"model"},
-    {"backbones", "binding", "lora", "model_builder"},
+    {"backbones", "binding", "lora", "model_builder", "model_loading"},
     {"losses"},
     {"checkpoints", "training", "trainer"},
     {"evaluation"},

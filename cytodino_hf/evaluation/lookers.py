@@ -187,14 +187,13 @@ def _is_classifier(name: str) -> bool:
 
 
 def _classifier(name: str, image_size_px: int | None, device: str) -> ClassifierLooker:
-    from ..model.image_processing_cytodino import CytoDinoImageProcessor
-    from ..model.modeling_cytodino import CytoDinoForImageClassification
+    from ..model_loading import load_classifier
 
-    model = CytoDinoForImageClassification.from_pretrained(name).eval().requires_grad_(False)
+    model, processor = load_classifier(name)
     model.backbone.set_attn_implementation("eager")
-    processor = CytoDinoImageProcessor.from_pretrained(name)
     if image_size_px is not None:
-        side = checked_side(model.config.backbone_config.patch_size, image_size_px, name)
+        patch_px = model.backbone.config.patch_size
+        side = checked_side(patch_px, image_size_px, name)
         processor.size = type(processor.size)(height=side, width=side)
     return ClassifierLooker(name, model.to(device), processor)
 

@@ -92,16 +92,10 @@ def _write_whole(folder: Path, work: Path, storage: Storage, hub: dict[str, Any]
     """Base and adapter as one model, in `work`."""
     import torch
 
-    from ..model.binding_cytodino import BaseUnavailableError, BindingError
-    from ..model.image_processing_cytodino import CytoDinoImageProcessor
-    from ..model.modeling_cytodino import CytoDinoForImageClassification
     from ..model_builder import save_model
+    from ..model_loading import load_classifier
 
-    try:
-        model = CytoDinoForImageClassification.from_pretrained(folder, dtype=torch.float32, **hub)
-    except (BaseUnavailableError, BindingError) as error:
-        raise PublishError(str(error)) from error
-    processor = CytoDinoImageProcessor.from_pretrained(folder)
+    model, processor = load_classifier(folder, **hub)
     save_model(model.to(getattr(torch, storage)), processor, work, "full")
 
 

@@ -10,13 +10,11 @@ import numpy as np
 from ...errors import DataError
 from ..predictions import Predictions
 from ..resampling import draw_weights
+from ..statistics import FEW_IMAGES
 from .artifact import Calibration
 from .errors import CALIBRATION_METRICS, CalibrationErrors, ece_of_perfect_calibration, reliability_bins
 from .halves import calibration_halves
 from .intervals import share_interval, shifted_interval
-
-#: A class with fewer test images than this is marked: its numbers say next to nothing.
-FEW_IMAGES = 5
 
 #: Largest value of each metric.
 _UPPER = {"nll": np.inf, "brier": 2.0, "ece": 1.0, "ece_adaptive": 1.0, "ece_classwise": 1.0, "accuracy": 1.0}

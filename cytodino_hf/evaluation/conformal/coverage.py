@@ -16,8 +16,6 @@ from ..delta_intervals import share_interval, spread_of
 from ..resampling import are_grouped
 from ..statistics import ENOUGH_IMAGES, Interval, wilson_interval
 
-#: A class with fewer test images than this is marked: its numbers say next to nothing.
-FEW_IMAGES = 5
 MEAN = "mean and its standard error, Student's t"
 
 

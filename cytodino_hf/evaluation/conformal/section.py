@@ -14,7 +14,8 @@ from ...taxonomy import Taxonomy
 from ..calibration.halves import calibration_halves
 from ..predictions import Predictions
 from ..resampling import are_grouped
-from .coverage import FEW_IMAGES, cell_share, score_sets
+from ..statistics import FEW_IMAGES
+from .coverage import cell_share, score_sets
 from .marginal import MARGINAL, MarginalMethod, marginal_sets, probabilities, why_no_marginal_sets
 from .risk_control import RiskBound, bound_risk, stays_safe
 from .thresholds import (

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from ...errors import DataError
-from ..conformal.coverage import FEW_IMAGES, cell_share
+from ..conformal.coverage import cell_share
 from ..predictions import Predictions
+from ..statistics import FEW_IMAGES
 from .detector import OodDetector
 from .embedded import EmbeddedFold
 from .scores import SCORES

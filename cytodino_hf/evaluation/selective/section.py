@@ -13,8 +13,8 @@ from ...taxonomy import Taxonomy
 from ..calibration.artifact import Calibration
 from ..calibration.halves import calibration_halves
 from ..calibration.intervals import ENOUGH_MISTAKES, share_interval
-from ..calibration.section import FEW_IMAGES
 from ..predictions import Predictions
+from ..statistics import FEW_IMAGES
 from .areas import areas_and_curves
 from .review import review_list
 from .risk_coverage import RiskCoverage

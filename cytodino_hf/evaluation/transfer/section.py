@@ -13,10 +13,9 @@ from ..comparison import COMPARED, LESS_IS_BETTER, bootstrap_intervals, paired_d
 from ..fold_report import fold_section
 from ..image_shares import share_of_images
 from ..predictions import Predictions, softmax
+from ..statistics import FEW_IMAGES
 from .correspondence import Correspondence
 
-#: Classes with fewer images than this are marked: a number on so few says next to nothing.
-FEW_IMAGES = 5
 _HOW = (
     "Only images of the common classes are scored. The probabilities of the common classes are divided by their sum, "
     "so the model cannot lose by an answer that the other source has no class for; how often its first choice is such "
