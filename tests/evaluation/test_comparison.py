@@ -10,7 +10,12 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, l
 
 from cytodino_hf.errors import DataError
 from cytodino_hf.evaluation import resampling
-from cytodino_hf.evaluation.comparison import COMPARED, bootstrap_intervals, paired_differences
+from cytodino_hf.evaluation.comparison import (
+    COMPARED,
+    ENOUGH_CRITICAL_GROUPS,
+    bootstrap_intervals,
+    paired_differences,
+)
 from cytodino_hf.evaluation.predictions import Predictions
 from cytodino_hf.evaluation.probability_metrics import probability_metrics
 from cytodino_hf.taxonomy import MLL, CellClass, Taxonomy
@@ -169,6 +174,23 @@ def test_without_dangerous_classes_there_is_no_rate_and_small_classes_are_named(
     found = paired_differences([ours[0].select(few)], [other[0].select(few)], TAXONOMY, draws=50)
     assert found["accuracy"].small_classes == ("BLA",)
     assert found["accuracy"].ours_spread is None
+
+
+@pytest.mark.parametrize(
+    ("patients", "is_clear"), [(ENOUGH_CRITICAL_GROUPS - 1, False), (ENOUGH_CRITICAL_GROUPS, True)]
+)
+def test_blasts_of_a_few_patients_make_no_rate_clear(patients: int, is_clear: bool) -> None:
+    """Every patient's blasts are called safe by one system alone, so that every draw of patients looks the same."""
+    good = make(30.0, 1)
+    logits = good.logits.copy()
+    logits[good.labels == 0] = (0.0, 9.0, 0.0)
+    groups = [f"patient {i % patients}" if i % 3 == 0 else None for i in range(120)]
+    bad = replace(good, logits=logits, groups=groups, model_revision="bad")
+    rate = paired_differences([replace(good, groups=groups)], [bad], TAXONOMY, draws=50)["critical_to_safe"]
+    assert rate.value == -1
+    assert rate.high == -1, "no draw differs"
+    assert rate.critical_groups == patients
+    assert rate.is_clear is is_clear
 
 
 @pytest.mark.slow
