@@ -195,7 +195,8 @@ def _page(section: dict[str, Any], images: CellImages, folds: int) -> str:
         row_of = {name: row for row, name in enumerate(images.column("id"))}
         pictures = pictures_of(images)
         shown = [pictures.read(row_of[issue["id"]]) for issue in issues]
-        figures["audit"] = figure_to_data_uri(draw_issues(issues, shown), "png")
+        names = dict(zip(images.taxonomy.codes, images.taxonomy.names, strict=True))
+        figures["audit"] = figure_to_data_uri(draw_issues(issues, shown, names), "png")
     return render_template(
         Path(__file__).with_name("audit_page.html"),
         {},

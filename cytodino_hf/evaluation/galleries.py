@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..taxonomy import Taxonomy
 from .panels import TILE_PX, paste_tile, photo_figure
+from .plots import shortened
 from .predictions import Predictions
 
 if TYPE_CHECKING:
@@ -21,7 +22,10 @@ GALLERIES = {
     "confident_mistakes": "The wrong answers the model was surest of.",
     "dangerous_mistakes": "Critical cells called safe, the surest first.",
 }
-_COLUMNS, _GAP_PX, _LINE_PX = 8, 12, 19
+#: Cells side by side.
+GALLERY_COLUMNS = 6
+# A column is as wide as the longest name of the MLL classes; longer ones are shortened.
+_WIDE_PX, _GAP_PX, _LINE_PX, _LINES, _LETTERS = 190, 12, 19, 3, 22
 
 
 def galleries_section(
@@ -71,38 +75,25 @@ def _cell(predictions: Predictions, taxonomy: Taxonomy, row: int, confidence: fl
     }
 
 
-def gallery_images(
-    section: Mapping[str, Any], read: Callable[[str], np.ndarray]
-) -> dict[str, list[np.ndarray]]:
-    """The pictures of every gallery.
-
-    Args:
-        section: From `galleries_section`.
-        read: The id of an image -> its picture, uint8 (height, width, 3).
-    """
-    return {name: [read(cell["id"]) for cell in gallery["cells"]] for name, gallery in section.items()}
-
-
 def draw_gallery(cells: Sequence[Mapping[str, Any]], images: Sequence[np.ndarray]) -> Figure:
-    """Cells under their true and their predicted class and how sure the model was.
+    """Cells under the name of their true and of their predicted class and how sure the model was.
 
     Args:
         cells: Of one gallery of `galleries_section`; at least one.
         images: Their pictures, uint8 (height, width, 3), of any sizes.
     """
-    columns = min(_COLUMNS, len(cells))
-    wide, high = TILE_PX + _GAP_PX, TILE_PX + 2 * _LINE_PX + _GAP_PX
+    columns = min(GALLERY_COLUMNS, len(cells))
+    caption = _LINES * _LINE_PX
+    high = TILE_PX + caption + _GAP_PX
     rows = -(-len(cells) // columns)
-    canvas = np.full((rows * high, columns * wide - _GAP_PX, 3), 255, dtype=np.uint8)
+    canvas = np.full((rows * high, columns * _WIDE_PX - _GAP_PX, 3), 255, dtype=np.uint8)
     captions = []
     for number, (cell, image) in enumerate(zip(cells, images, strict=True)):
-        top, left = number // columns * high, number % columns * wide
-        answer = f"{_code(cell['true'])} → {_code(cell['predicted'])}"
-        captions.append((left, top + _LINE_PX - 4, answer))
-        captions.append((left, top + 2 * _LINE_PX - 5, f"{100 * cell['confidence']:.0f} %"))
-        paste_tile(canvas, image, top + 2 * _LINE_PX, left)
+        top, left = number // columns * high, number % columns * _WIDE_PX
+        lines = (cell["true_name"], f"→ {cell['predicted_name']}", f"{100 * cell['confidence']:.0f} %")
+        captions += [
+            (left, top + (line + 1) * _LINE_PX - 5, shortened(text, _LETTERS))
+            for line, text in enumerate(lines)
+        ]
+        paste_tile(canvas, image, top + caption, left)
     return photo_figure(canvas, captions)
-
-
-def _code(code: str) -> str:
-    return code if len(code) <= 4 else code[:3] + "…"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,34 +14,41 @@ if TYPE_CHECKING:
 
 TILE_PX = 96  # a cell is 250 px wide in MLL; at 96 nucleus, granules and vacuoles can still be told
 _GAP_PX = 4
+_RULE = 170  # grey
 _PHOTO_DPI = 144
 _CAPTION_PER_TILE = 11  # letters that fit above one tile
 
 
 def draw_class_panel(
-    images: Mapping[str, Sequence[np.ndarray]], columns: int = 3, per_class: int = 4
+    images: Mapping[str, Mapping[str, Sequence[np.ndarray]]], columns: int = 3, per_class: int = 4
 ) -> Figure:
-    """A few images of every class under its name.
+    """A few images of every class under its name, the classes of a lineage together under its name.
 
     Args:
-        images: Class name -> uint8 images (height, width, 3); more than `per_class` are not shown.
+        images: Lineage -> class name -> uint8 images (height, width, 3); more than `per_class` are not shown.
         columns: Classes side by side.
         per_class: Images of one class side by side.
     """
-    names = list(images)
-    columns = max(1, min(columns, len(names)))
-    caption, margin = 26, 18
+    classes = [(lineage, name) for lineage, members in images.items() for name in members]
+    columns = max(1, min(columns, len(classes)))
+    line, margin = 20, 18
+    caption = 2 * line + 6
     block_wide = per_class * (TILE_PX + _GAP_PX) + margin
-    block_high = TILE_PX + caption + 8
-    rows = -(-len(names) // columns)
+    block_high = TILE_PX + caption + 10
+    rows = -(-len(classes) // columns)
     canvas = np.full((rows * block_high, columns * block_wide - margin, 3), 255, dtype=np.uint8)
-    captions = []
-    for number, name in enumerate(names):
+    captions, headings = [], []
+    for number, (lineage, name) in enumerate(classes):
         top, left = number // columns * block_high, number % columns * block_wide
-        captions.append((left, top + caption - 6, shortened(name, per_class * _CAPTION_PER_TILE)))
-        for i, image in enumerate(images[name][:per_class]):
+        goes_on = number % columns > 0 and classes[number - 1][0] == lineage
+        # A rule joins the classes of one lineage; its name stands where it begins and at the head of each row.
+        canvas[top : top + 2, left - margin * goes_on : left + block_wide - margin] = _RULE
+        if not goes_on:
+            headings.append((left, top + line, lineage))
+        captions.append((left, top + 2 * line, shortened(name, per_class * _CAPTION_PER_TILE)))
+        for i, image in enumerate(images[lineage][name][:per_class]):
             paste_tile(canvas, image, top + caption, left + i * (TILE_PX + _GAP_PX))
-    return photo_figure(canvas, captions)
+    return photo_figure(canvas, captions, headings)
 
 
 def draw_augmentation_strip(rows: Sequence[Sequence[np.ndarray]]) -> Figure:
@@ -62,15 +69,27 @@ def draw_augmentation_strip(rows: Sequence[Sequence[np.ndarray]]) -> Figure:
     )
 
 
-def photo_figure(canvas: np.ndarray, captions: Sequence[tuple[int, int, str]]) -> Figure:
-    """One picture, pixel for pixel, with captions (left, baseline, text) in its pixels."""
+def photo_figure(
+    canvas: np.ndarray,
+    captions: Sequence[tuple[int, int, str]],
+    headings: Sequence[tuple[int, int, str]] = (),
+) -> Figure:
+    """One picture, pixel for pixel, with captions and bold headings (left, baseline, text) in its pixels."""
     high, wide = canvas.shape[:2]
     figure = new_figure(wide / _PHOTO_DPI, high / _PHOTO_DPI, dpi=_PHOTO_DPI, layout=None)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(canvas, interpolation="none", extent=(0, wide, high, 0), aspect="auto")
     axes.set_axis_off()
-    for left, baseline, text in captions:
-        axes.text(left, baseline, text, fontsize=8, color=INK, va="baseline", parse_math=False, clip_on=True)
+    words: dict[str, Any] = {
+        "fontsize": 8,
+        "color": INK,
+        "va": "baseline",
+        "parse_math": False,
+        "clip_on": True,
+    }
+    for weight, texts in (("normal", captions), ("bold", headings)):
+        for left, baseline, text in texts:
+            axes.text(left, baseline, text, fontweight=weight, **words)
     return figure
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..page import data_address
+from .statistics import FEW_IMAGES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -175,7 +176,8 @@ def draw_class_f1(
             rows = order[chosen]
             axes.hlines(places[chosen], lows[rows], highs[rows], color=colour, alpha=0.45, linewidth=3)
             axes.plot(values[rows], places[chosen], marker, color=colour, markersize=6, label=label)
-    _labels(axes, "y", places, [f"{shortened(names[i])}  n={images[i]:,}" for i in order])
+    counts = [f"n={n:,}" + (" (few)" if n < FEW_IMAGES else "") for n in images]
+    _labels(axes, "y", places, [f"{shortened(names[i])}  {counts[i]}" for i in order])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(-0.02, 1.02)
     axes.set_xlabel("F1 with its interval", fontsize=9)

@@ -29,6 +29,7 @@ from .plots import (
 from .predictions import Predictions
 from .report_parts import PARTS, Asked, Drawn, Evidence, Format, build_parts, draw_parts
 from .resampling import are_grouped
+from .statistics import FEW_IMAGES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -193,6 +194,7 @@ def render_page(report: Mapping[str, Any], figures: Mapping[str, str]) -> str:
         scored=_scored_folds(report),
         contents=_contents(report),
         headlines=headlines(report["parts"]),
+        few_images=FEW_IMAGES,
     )
 
 
@@ -251,7 +253,10 @@ def _figures(
     chart: Format = "svg" if len(taxonomy) <= _MAX_SVG_CLASSES else "png"
     figures: Drawn = dict(context.kept_figures)
     if context.class_panel:
-        shown = {names[taxonomy.codes[i]]: context.class_panel.get(taxonomy.codes[i], ()) for i in order}
+        shown: dict[str, dict[str, Sequence[np.ndarray]]] = {}
+        for i in order:
+            members = shown.setdefault(taxonomy.lineages[i], {})
+            members[names[taxonomy.codes[i]]] = context.class_panel.get(taxonomy.codes[i], ())
         figures["class_panel"] = (draw_class_panel(shown), "png")
     if context.augmentation_strip:
         figures["augmentation_strip"] = (draw_augmentation_strip(context.augmentation_strip), "png")

@@ -281,3 +281,16 @@ def test_lineages_stand_together_immature_first() -> None:
     lineages = [MLL.lineages[MLL.index(code)] for code in codes]
     changes = sum(a != b for a, b in pairwise(lineages))
     assert changes == len(set(lineages)) - 1
+
+
+def test_classes_of_few_images_are_marked_wherever_their_numbers_stand(tmp_path: Path) -> None:
+    taxonomy = MLL.subset(["BLA", "LYT", "NGS"])
+    labels = [0] * 4 + [1] * 5 + [2] * 9
+    predictions = {"test": _predictions(labels, [1] * 4 + labels[4:], taxonomy)}
+    context = _context(taxonomy)
+    write_report(tmp_path, predictions, context, draws=50)
+    rows = re.findall(r"<tr>.*?</tr>", (tmp_path / "report.html").read_text(), re.S)
+    of_few = [row for row in rows if '<span class="lead">BLA</span> blast' in row or ">BLA</td>" in row]
+    marked = [row for row in of_few if '<span class="chip warn">few</span>' in row]
+    assert len(marked) >= 2, "the table of classes and that of dangerous mistakes"
+    assert not any("few</span>" in row for row in rows if ">LYT</td>" in row)

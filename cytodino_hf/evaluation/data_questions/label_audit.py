@@ -174,15 +174,22 @@ def write_issues(path: str | Path, predictions: Predictions) -> int:
     return len(issues)
 
 
-def draw_issues(issues: Sequence[Mapping[str, Any]], images: Sequence[np.ndarray]) -> Figure:
+def draw_issues(
+    issues: Sequence[Mapping[str, Any]], images: Sequence[np.ndarray], names: Mapping[str, str]
+) -> Figure:
     """Thumbnails of doubtful labels: the label each has, and what the models say.
 
     Args:
         issues: Of `audit_section`; at least one.
         images: Their pictures, uint8 (height, width, 3).
+        names: Code of a class -> its name.
     """
     cells = [
-        {"true": one["given"], "predicted": one["suggested"], "confidence": one["suggested_probability"]}
+        {
+            "true_name": names[one["given"]],
+            "predicted_name": names[one["suggested"]],
+            "confidence": one["suggested_probability"],
+        }
         for one in issues
     ]
     return draw_gallery(cells, images)

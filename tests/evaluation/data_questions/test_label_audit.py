@@ -142,10 +142,11 @@ def test_the_thumbnails_and_the_page() -> None:
     predictions, _ = out_of_fold()
     audit = audit_section(predictions)
     issues = audit["issues"][:3]
-    figure = draw_issues(issues, [np.full((30, 30, 3), 99, np.uint8)] * 3)
+    names = {code: f"cell {code}" for code in predictions.classes}
+    figure = draw_issues(issues, [np.full((30, 30, 3), 99, np.uint8)] * 3, names)
     said = [text.get_text() for text in figure.axes[0].texts]
-    assert said[0] == f"{issues[0]['given']} → {issues[0]['suggested']}"
-    assert said[1].endswith(" %")
+    assert said[:2] == [f"cell {issues[0]['given']}", f"→ cell {issues[0]['suggested']}"]
+    assert said[2].endswith(" %")
     section = data_questions_section({"train": {"BLA": 3, "LYT": 1}}, TAXONOMY, audit=audit)
     page = render_template(PARTS / "data.html", {}, section=section, figures={"audit": "data:x"})
     assert "labels are doubted by models" in page
