@@ -22,10 +22,10 @@ GALLERIES = {
     "confident_mistakes": "The wrong answers the model was surest of.",
     "dangerous_mistakes": "Critical cells called safe, the surest first.",
 }
-#: Cells side by side.
-GALLERY_COLUMNS = 6
-# A column is as wide as the longest name of the MLL classes; longer ones are shortened.
-_WIDE_PX, _GAP_PX, _LINE_PX, _LINES, _LETTERS = 190, 12, 19, 3, 22
+# Cells side by side
+_COLUMNS = 4
+# Beside a cell there is room for the longest name of the MLL classes; longer ones are shortened.
+_TEXT_PX, _GAP_PX, _LINE_PX, _LETTERS = 200, 12, 20, 22
 
 
 def galleries_section(
@@ -76,24 +76,23 @@ def _cell(predictions: Predictions, taxonomy: Taxonomy, row: int, confidence: fl
 
 
 def draw_gallery(cells: Sequence[Mapping[str, Any]], images: Sequence[np.ndarray]) -> Figure:
-    """Cells under the name of their true and of their predicted class and how sure the model was.
+    """Cells, and beside each its true class, its predicted class and how sure the model was.
 
     Args:
         cells: Of one gallery of `galleries_section`; at least one.
         images: Their pictures, uint8 (height, width, 3), of any sizes.
     """
-    columns = min(GALLERY_COLUMNS, len(cells))
-    caption = _LINES * _LINE_PX
-    high = TILE_PX + caption + _GAP_PX
+    columns = min(_COLUMNS, len(cells))
+    wide, high = TILE_PX + _TEXT_PX + _GAP_PX, TILE_PX + _GAP_PX
     rows = -(-len(cells) // columns)
-    canvas = np.full((rows * high, columns * _WIDE_PX - _GAP_PX, 3), 255, dtype=np.uint8)
+    canvas = np.full((rows * high - _GAP_PX, columns * wide - _GAP_PX, 3), 255, dtype=np.uint8)
     captions = []
     for number, (cell, image) in enumerate(zip(cells, images, strict=True)):
-        top, left = number // columns * high, number % columns * _WIDE_PX
+        top, left = number // columns * high, number % columns * wide
         lines = (cell["true_name"], f"→ {cell['predicted_name']}", f"{100 * cell['confidence']:.0f} %")
         captions += [
-            (left, top + (line + 1) * _LINE_PX - 5, shortened(text, _LETTERS))
+            (left + TILE_PX + 6, top + (line + 1) * _LINE_PX, shortened(text, _LETTERS))
             for line, text in enumerate(lines)
         ]
-        paste_tile(canvas, image, top + caption, left)
+        paste_tile(canvas, image, top, left)
     return photo_figure(canvas, captions)
