@@ -25,7 +25,10 @@ def evaluate(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder of the report.", show_default="the RUN's own; beside PREDICTIONS"),
+        typer.Option(
+            help="Folder of the report, without one of another kind; a summary of several RUNs needs it.",
+            show_default="RUN/report; NAME_report beside PREDICTIONS; ./transfer for other images",
+        ),
     ] = None,
     draws: Annotated[
         int | None,
@@ -44,16 +47,15 @@ def evaluate(
     match_scale: Annotated[
         bool, typer.Option("--match-scale", help="Other images: also with cells as large as in training.")
     ] = False,
-    micrometres_per_pixel: Annotated[
-        float | None, typer.Option(min=0.001, help="Other images: their scale, for --match-scale.")
-    ] = None,
     revision: Annotated[str | None, typer.Option(help="Commit or branch of a model on the Hub.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read other images.")] = 0,
 ) -> None:
     """Report how good predictions are, how sure, when to abstain; from PREDICTIONS and embeddings, without the model.
 
-    A RUN's own report is written again, with the same numbers. Another set: --data.source NAME --data.root FOLDER
-    (and --data.taxonomy, the options of the source).
+    A RUN's own report is written again, with the same numbers, and with the seed of its recipe what is fitted beside
+    its model (calibration.json, ood.safetensors); --output leaves these alone. PREDICTIONS need labels for numbers.
+    Another set: --data.source NAME --data.root FOLDER (and --data.taxonomy, the options of the source); it also writes
+    predictions*.parquet, embeddings.parquet and their_labels.csv.
     """
     names = list(takewhile(lambda word: not word.startswith("--"), targets))
     rest = targets[len(names) :]
@@ -71,7 +73,6 @@ def evaluate(
         options = ElsewhereOptions(
             match_colour=match_colour,
             match_scale=match_scale,
-            micrometres_per_pixel=micrometres_per_pixel,
             revision=revision,
             workers=workers,
             **drawn,
@@ -81,7 +82,6 @@ def evaluate(
     of_others = {
         "--match-colour": match_colour,
         "--match-scale": match_scale,
-        "--micrometres-per-pixel": micrometres_per_pixel is not None,
         "--revision": revision is not None,
         "--workers": workers > 0,
     }
@@ -115,6 +115,10 @@ def _report(
 
         _refuse("with a PREDICTIONS file, which has no model", {"--symmetries": symmetries})
         done = evaluate_predictions(paths[0], against=against, output=output, draws=draws, seed=seed)
+    if "reported_fold" in done.report and done.report["reported_fold"] is None:
+        typer.echo(
+            "no image has a label of a training class, so there are no numbers: give `cytodino predict` labels"
+        )
     typer.echo(f"open {done.page}")
 
 

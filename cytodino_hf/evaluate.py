@@ -5,7 +5,6 @@ Only the answers averaged over the symmetries of the square need the model; they
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,15 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import DataError
-from .evaluation.baselines import BASELINES
+from .evaluation.calibration.artifact import CALIBRATION_FILE
 from .evaluation.companions import bind_companions
 from .evaluation.fitted import Fitted, embeddings_by_fold, fit
 from .evaluation.predictions import Predictions
 from .evaluation.report import ReportContext
 from .evaluation.report_parts import Evidence
 from .files import read_json
+from .kept_reports import PREDICTIONS, RUN, refuse_other_report
+from .kept_run import KeptRun
 from .other_sets import OTHER_TAXONOMIES
-from .run_report import AVERAGED_FILE, EMBEDDINGS_FILE, write_whole_report
+from .run_report import EMBEDDINGS_FILE, write_whole_report
 from .taxonomy import TAXONOMIES, CellClass, Taxonomy
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SCORED_FOLDS = ("validation", "calibration", "test")
 #: Figures of a report that show images, which predictions do not hold.
 _PANELS = ("class_panel", "augmentation_strip")
 #: Draws of intervals and seed where neither the command nor a recipe says otherwise.
@@ -49,59 +49,6 @@ class Evaluated:
     report: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class KeptRun:
-    """What a finished RUN holds of its evaluation.
-
-    Args:
-        path: Its folder.
-        predictions: Fold -> predictions.
-        recipe: Its resolved recipe, by section.
-        report: The content of its `report.json` so far; empty where that is gone.
-        taxonomy: Its classes.
-    """
-
-    path: Path
-    predictions: Mapping[str, Predictions]
-    recipe: Mapping[str, Any]
-    report: Mapping[str, Any]
-    taxonomy: Taxonomy
-
-    @classmethod
-    def read(cls, path: Path) -> KeptRun:
-        """Read a RUN.
-
-        Raises:
-            DataError: It holds no predictions; names what is missing.
-        """
-        folder = path / "predictions"
-        files = {fold: folder / f"{fold}.parquet" for fold in SCORED_FOLDS}
-        if not (path / "recipe.json").is_file() or not any(file.is_file() for file in files.values()):
-            raise DataError(
-                f"{path}: no finished RUN (recipe.json and predictions/ are not both there); give the "
-                "training.output_dir of a training that came to its end, or a PREDICTIONS file (.parquet)"
-            )
-        kept = path / "report" / "report.json"
-        return cls(
-            path,
-            {fold: Predictions.from_parquet(file) for fold, file in files.items() if file.is_file()},
-            read_json(path / "recipe.json"),
-            read_json(kept) if kept.is_file() else {},
-            Taxonomy.from_dict(read_json(path / "config.json")["taxonomy"]),
-        )
-
-    @property
-    def test(self) -> Predictions:
-        """Predictions of the test fold.
-
-        Raises:
-            DataError: There is none.
-        """
-        if "test" not in self.predictions:
-            raise DataError(f"{self.path}: its images have no test fold, so there is nothing to compare")
-        return self.predictions["test"]
-
-
 def evaluate_run(
     path: Path,
     *,
@@ -113,24 +60,34 @@ def evaluate_run(
 ) -> Evaluated:
     """Write the report of a RUN again from its predictions, and fit anew what stays beside its model.
 
+    The files beside the model are written last, when the report is whole, and only as the recipe would have them: not
+    into another folder's report, and not with another seed. One whose input is missing stays as it is.
+
     Args:
         path: The RUN.
         against: Another RUN, or PREDICTIONS, of the same test images to compare with.
         output: Folder of the report; None takes the RUN's own, and only then files beside the model are written.
-        draws, seed: Of intervals; None takes those of the recipe.
+        draws: Of intervals; None takes those of the recipe.
+        seed: Of draws and of the halves of the calibration fold; None takes that of the recipe.
         symmetries: Ask the model about the 8 symmetries of each test image, where that was not done before.
 
     Raises:
         CytoDinoError: Something is missing, or does not belong together; says what.
     """
+    folder = output or path / "report"
+    refuse_other_report(folder, RUN)
     run = KeptRun.read(path)
-    settings = run.recipe.get("evaluation", {})
+    other = None if against is None else (_short(against), compared_predictions(against))
+    settings, data = run.recipe.get("evaluation", {}), run.data()
     draws = settings.get("interval_draws", DRAWS) if draws is None else draws
-    seed = settings.get("seed", SEED) if seed is None else seed
+    own_seed = settings.get("seed", SEED)
+    seed = own_seed if seed is None else seed
     embeddings = embeddings_by_fold(path / "predictions" / EMBEDDINGS_FILE, run.predictions)
-    fitted = fit(run.predictions, embeddings, seed)
-    if output is None:
-        _keep_beside_model(path, fitted)
+    lost = run.lost_inputs(data["counts"], embeddings)
+    trained = _train_classes(run, data)
+    fitted = fit(run.predictions, embeddings, trained, seed)
+    if CALIBRATION_FILE in lost:
+        fitted = replace(fitted, gaps={name: f"{file} is missing" for name, file in lost.items()})
     if symmetries:
         from .symmetries_of_run import ask_symmetries
 
@@ -139,16 +96,22 @@ def evaluate_run(
     evidence = Evidence(
         embeddings=embeddings,
         fitted=fitted,
-        baselines=_kept_baselines(path / "predictions" / "baselines"),
+        baselines=run.baselines(),
         is_pretrained=run.recipe["model"].get("backbone") is not None,
         copies=old.get("copies"),
         stain=old.get("stain"),
-        other=None if against is None else (_short(against), compared_predictions(against)),
-        averaged=_kept_averaged(path / "predictions" / AVERAGED_FILE, run.predictions.get("test")),
-        kept_galleries=_kept_galleries(run),
+        other=other,
+        averaged=run.averaged(),
+        kept_galleries=run.galleries(),
     )
-    folder = output or path / "report"
-    report = write_whole_report(folder, run.predictions, _context(run, evidence), draws=draws, seed=seed)
+    context = _context(run, data, trained, evidence)
+    report = write_whole_report(folder, run.predictions, context, draws=draws, seed=seed)
+    if output is None and seed == own_seed:
+        _keep_beside_model(path, fitted, lost)
+    elif output is None:
+        logger.warning(
+            "%s: the files beside the model stay as they are, by seed %d of its recipe", path, own_seed
+        )
     return Evaluated(folder / "report.html", report)
 
 
@@ -171,7 +134,10 @@ def evaluate_predictions(
     Raises:
         CytoDinoError: The file is none of ours, or does not belong to the other.
     """
+    folder = output or file.with_name(f"{file.stem}_report")
+    refuse_other_report(folder, PREDICTIONS)
     found = Predictions.from_parquet(file)
+    other = None if against is None else (_short(against), compared_predictions(against))
     if not len(found):
         raise DataError(f"{file}: holds no image, so there is nothing to evaluate")
     notes = ["Which images the model was trained on is not known here: means are over all classes."]
@@ -186,8 +152,8 @@ def evaluate_predictions(
     seed = SEED if seed is None else seed
     evidence = Evidence(
         embeddings=embeddings,
-        fitted=fit(predictions, embeddings, seed),
-        other=None if against is None else (_short(against), compared_predictions(against)),
+        fitted=fit(predictions, embeddings, found.classes, seed),
+        other=other,
     )
     data = {
         "source": ", ".join(sorted(set(found.sources))),
@@ -209,7 +175,6 @@ def evaluate_predictions(
         model={"revision": found.model_revision},
         evidence=evidence,
     )
-    folder = output or file.with_name(f"{file.stem}_report")
     report = write_whole_report(folder, predictions, context, draws=draws or DRAWS, seed=seed)
     return Evaluated(folder / "report.html", report)
 
@@ -249,11 +214,16 @@ def taxonomy_of(classes: Sequence[str]) -> tuple[Taxonomy, str | None]:
     )
 
 
-def _context(run: KeptRun, evidence: Evidence) -> ReportContext:
+def _train_classes(run: KeptRun, data: Mapping[str, Any]) -> tuple[str, ...]:
+    counts = data["counts"].get("train", {})
+    return tuple(code for code in run.taxonomy.codes if counts.get(code))
+
+
+def _context(
+    run: KeptRun, data: Mapping[str, Any], train_classes: tuple[str, ...], evidence: Evidence
+) -> ReportContext:
     report, environment = run.report, run.path / "environment.json"
     figures = {name: run.path / "report" / "figures" / f"{name}.png" for name in _PANELS}
-    data = report.get("data") or {"counts": _split_counts(run), "notes": []}
-    counts = data["counts"].get("train", {})
     return ReportContext(
         title=report.get("title", run.path.name),
         recipe=run.recipe,
@@ -261,55 +231,22 @@ def _context(run: KeptRun, evidence: Evidence) -> ReportContext:
         data=data,
         training=report.get("training", {}),
         taxonomy=run.taxonomy,
-        train_classes=tuple(code for code in run.taxonomy.codes if counts.get(code)),
+        train_classes=train_classes,
         model=report.get("model", {}),
         evidence=evidence,
         kept_figures={name: file.read_bytes() for name, file in figures.items() if file.is_file()},
     )
 
 
-def _split_counts(run: KeptRun) -> dict[str, dict[str, int]]:
-    """Fold -> class code -> images, of `split.csv`."""
-    with (run.path / "split.csv").open(encoding="utf-8", newline="") as file:
-        rows = [(row["fold"], row["label"]) for row in csv.DictReader(file)]
-    folds = ("train", *SCORED_FOLDS)
-    return {fold: {code: rows.count((fold, code)) for code in run.taxonomy.codes} for fold in folds}
-
-
-def _keep_beside_model(path: Path, fitted: Fitted) -> None:
+def _keep_beside_model(path: Path, fitted: Fitted, lost: Mapping[str, str]) -> None:
     if not read_json(path / "config.json").get("binding"):
         logger.warning(
             "%s was made by an earlier version, whose model is bound to nothing: no calibration is kept beside it",
             path,
         )
         return
-    fitted.save(path)
+    fitted.save(path, lost)
     bind_companions(path)
-
-
-def _kept_baselines(folder: Path) -> dict[str, dict[str, Predictions]]:
-    files = {name: folder / f"{name}.parquet" for name in BASELINES}
-    answers = {name: Predictions.from_parquet(file) for name, file in files.items() if file.is_file()}
-    return {
-        name: {fold: part for fold in SCORED_FOLDS if len(part := answer.fold(fold))}
-        for name, answer in answers.items()
-    }
-
-
-def _kept_averaged(file: Path, test: Predictions | None) -> Predictions | None:
-    if test is None or not file.is_file():
-        return None
-    averaged = Predictions.from_parquet(file)
-    return averaged if averaged.model_revision == test.model_revision else None
-
-
-def _kept_galleries(run: KeptRun) -> dict[str, tuple[list[str], bytes]]:
-    kept = {}
-    for name, gallery in run.report.get("parts", {}).get("galleries", {}).items():
-        file = run.path / "report" / "figures" / f"{name}.png"
-        if file.is_file():
-            kept[name] = ([cell["id"] for cell in gallery["cells"]], file.read_bytes())
-    return kept
 
 
 def _short(path: Path) -> str:

@@ -217,7 +217,7 @@ def _score(
         precision=recipe.evaluation.precision,
     )
     scored, embeddings = score_through_setbacks(recipe, run, score)
-    write_embeddings(run.predictions / EMBEDDINGS_FILE, scored.ids, embeddings)
+    write_embeddings(run.predictions / EMBEDDINGS_FILE, scored.ids, embeddings, model_revision=revision)
     predictions = {name: scored.fold(name) for name in SCORED_FOLDS if rows[name]}
     for name, fold in predictions.items():
         fold.to_parquet(run.predictions / f"{name}.parquet")

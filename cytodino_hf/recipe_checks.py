@@ -159,8 +159,6 @@ def check_source(data: Any, place: str, sources: Sequence[str], found: list[str]
         sources: Known sources.
         found: Receives the mistakes.
     """
-    from .taxonomy import load_taxonomy
-
     if data.source not in sources:
         found.append(
             f"{place}.source = {data.source!r}: "
@@ -170,13 +168,26 @@ def check_source(data: Any, place: str, sources: Sequence[str], found: list[str]
         found.append(f"{place}.root = {data.root!r}: no such folder")
     if data.split not in (None, "stratified", "source") and not Path(data.split).is_file():
         found.append(f"{place}.split = {data.split!r}: must be 'stratified', 'source' or an existing file")
-    try:
-        load_taxonomy(data.taxonomy)
-    except (ValueError, OSError) as error:
-        found.append(f"{place}.taxonomy = {data.taxonomy!r}: {error}")
+    check_taxonomy(data.taxonomy, place, found)
     total = math.fsum(data.fractions.model_dump().values())
     if abs(total - 1) > 1e-6:
         found.append(f"{place}.fractions: must sum to 1, not {total:g}")
+
+
+def check_taxonomy(name: str, place: str, found: list[str]) -> None:
+    """Check the key of a recipe that names a taxonomy.
+
+    Args:
+        name: Its value.
+        place: Section of the key.
+        found: Receives the mistake.
+    """
+    from .taxonomy import load_taxonomy
+
+    try:
+        load_taxonomy(name)
+    except (ValueError, OSError) as error:
+        found.append(f"{place}.taxonomy = {name!r}: {error}")
 
 
 def check_backbone(model: Any, found: list[str]) -> tuple[int | None, int | None]:

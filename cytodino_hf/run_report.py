@@ -64,7 +64,7 @@ def report_run(
     """
     settings = recipe.evaluation
     embeddings = embeddings_by_fold(run.predictions / EMBEDDINGS_FILE, predictions)
-    fitted = fit(predictions, embeddings, settings.seed)
+    fitted = fit(predictions, embeddings, context.train_classes, settings.seed)
     fitted.save(run.path)
     _keep_appearance(split.images.fold("train"), run.path / APPEARANCE_FILE)
     bind_companions(run.path)

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from .errors import DataError
-from .evaluate import DRAWS, SEED, Evaluated, KeptRun
+from .evaluate import DRAWS, SEED, Evaluated
 from .evaluation.changes.section import seeds_section
 from .evaluation.plots import bytes_to_data_uri, figure_bytes
 from .evaluation.report import DRAWN_NOTE
 from .evaluation.roc_curves import draw_roc_curves, roc_section
 from .files import whole_file, without_places
+from .kept_reports import SEEDS, refuse_other_report
+from .kept_run import KeptRun
 from .page import plain, render_template
 
 # What runs of one recipe may differ in.
@@ -38,6 +40,7 @@ def summarise_seeds(
     Raises:
         DataError: They are of several recipes (names the keys that differ), of one seed, or of other test images.
     """
+    refuse_other_report(output, SEEDS)
     runs = [KeptRun.read(path) for path in paths]
     _check_same_recipe(runs)
     first = runs[0]

@@ -8,10 +8,10 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from made_predictions import made, report_of, written
 
 from cytodino_hf.cli import main
 from cytodino_hf.errors import DataError
@@ -22,43 +22,8 @@ from cytodino_hf.evaluation.report_parts import PARTS
 from cytodino_hf.seeds_summary import summarise_seeds
 from cytodino_hf.taxonomy import MLL
 
-CELLS = MLL.subset(["BLA", "LYT", "NGS", "PMO"])
 #: Parts that nobody asked for in a training.
 ON_REQUEST = {"comparison", "test_time"}
-
-
-def made(n: int = 240, seed: int = 0, noise: float = 1.0) -> Predictions:
-    """Four classes, three folds, about 80 % right."""
-    rng = np.random.default_rng(7)
-    labels = np.arange(n) % 4
-    folds = [("test", "calibration", "validation")[(i // 4) % 3] for i in range(n)]
-    logits = 2.5 * np.eye(4)[labels] + rng.normal(0, 1, (n, 4))
-    logits += noise * np.random.default_rng(seed).normal(0, 1, (n, 4))
-    names = [f"image{i}" for i in range(n)]
-    return Predictions(
-        names,
-        names,
-        ["made"] * n,
-        [None] * n,
-        folds,
-        labels,
-        logits.astype(np.float32),
-        CELLS.codes,
-        f"w{seed}",
-    )
-
-
-def written(predictions: Predictions, path: Path) -> Path:
-    predictions.to_parquet(path)
-    return path
-
-
-def report_of(folder: Path) -> dict[str, Any]:
-    def refuse(word: str) -> None:
-        raise AssertionError(f"{word} in report.json")
-
-    found: dict[str, Any] = json.loads((folder / "report.json").read_text(), parse_constant=refuse)
-    return found
 
 
 @pytest.fixture
@@ -114,6 +79,15 @@ def main_without_exit(words: list[str]) -> None:
     assert not stop.value.code, words
 
 
+def test_predictions_without_labels_say_that_labels_are_needed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = written(replace(made(40), labels=np.full(40, -1)), tmp_path / "cells.parquet")
+    main_without_exit(["evaluate", str(file), "--draws", "100"])
+    assert "no image has a label" in capsys.readouterr().out
+    assert "numbers need labels" in (tmp_path / "cells_report" / "report.html").read_text()
+
+
 def test_the_symmetries_are_asked_once_and_kept(copied: Path) -> None:
     before = (copied / "report" / "report.json").read_bytes()
     evaluate_run(copied, output=copied / "elsewhere", symmetries=True)
@@ -128,7 +102,8 @@ def test_the_symmetries_are_asked_once_and_kept(copied: Path) -> None:
 def test_predictions_alone_are_enough(tmp_path: Path) -> None:
     predictions = made()
     file = written(predictions, tmp_path / "answers.parquet")
-    write_embeddings(tmp_path / "embeddings.parquet", predictions.ids, predictions.logits @ np.ones((4, 6)))
+    seen = predictions.logits @ np.ones((4, 6))
+    write_embeddings(tmp_path / "embeddings.parquet", predictions.ids, seen, model_revision="w0")
     done = evaluate_predictions(file, draws=200)
     assert done.page == tmp_path / "answers_report" / "report.html"
     report = report_of(done.page.parent)
@@ -142,6 +117,20 @@ def test_predictions_alone_are_enough(tmp_path: Path) -> None:
     page = done.page.read_text()
     assert "What cannot be said" in page
     assert "taken for those of mll" in page
+    assert "<h2>Model</h2>" in page
+    assert "<h2>Training</h2>" not in page
+    assert "Recipe and environment" not in page
+
+
+def test_embeddings_of_another_model_are_left_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    predictions = made()
+    file = written(predictions, tmp_path / "answers.parquet")
+    seen = predictions.logits @ np.ones((4, 6))
+    write_embeddings(tmp_path / "embeddings.parquet", predictions.ids, seen, model_revision="w1")
+    parts = evaluate_predictions(file, draws=100).report["parts"]
+    assert "no embeddings were kept" in parts["embeddings"]["missing"]
+    assert list(parts["ood"]["scores"]) == ["max_softmax", "energy"]
+    assert "left aside: they are of the weights w1, the answers of w0" in caplog.text
 
 
 def test_images_without_a_fold_are_the_test_fold(tmp_path: Path) -> None:
@@ -243,7 +232,9 @@ def test_several_seeds_of_one_recipe_give_a_summary(run: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nowhere"], "no such predictions file"),
+        (["nowhere"], "nowhere: no such folder or file"),
+        (["{folder}/cells.csv"], "rounded probabilities"),
+        (["cells.parquet", "--data.root", "{folder}"], "is a file"),
         (["{folder}"], "no finished RUN"),
         (["{folder}/text.parquet"], "is no Parquet file"),
         (["{folder}", "{folder}"], "give --output"),
@@ -256,6 +247,7 @@ def test_mistakes_are_named(
     words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "text.parquet").write_text("no table")
+    (tmp_path / "cells.csv").write_text("id")
     with pytest.raises(SystemExit) as stop:
         main(["evaluate", *(word.format(folder=tmp_path) for word in words)])
     assert stop.value.code

@@ -42,7 +42,6 @@ class Appearance:
             where fewer than a fifth of the pictures show one.
         side_px: Median side of the pictures.
         images: Pictures it was measured on.
-        micrometres_per_pixel: Where it is known; None elsewhere.
     """
 
     lab_mean: tuple[float, float, float]
@@ -50,7 +49,6 @@ class Appearance:
     nucleus_px: float | None
     side_px: int
     images: int
-    micrometres_per_pixel: float | None = None
 
     def write(self, path: str | Path) -> None:
         """Write it as JSON."""
@@ -82,25 +80,23 @@ class Appearance:
             ValueError: A number is missing, not finite or impossible.
         """
         known = {**document, "lab_mean": tuple(document["lab_mean"]), "lab_sd": tuple(document["lab_sd"])}
+        known.pop("micrometres_per_pixel", None)  # earlier versions wrote it, and never knew it
         found = cls(**known)
         numbers = [*found.lab_mean, *found.lab_sd, float(found.side_px), float(found.images)]
-        numbers += [v for v in (found.nucleus_px, found.micrometres_per_pixel) if v is not None]
+        numbers += [found.nucleus_px] if found.nucleus_px is not None else []
         is_whole = len(found.lab_mean) == len(found.lab_sd) == 3 and all(map(math.isfinite, numbers))
         if not is_whole or min(*found.lab_sd, *numbers[6:]) <= 0:
             raise ValueError("three finite means, three positive deviations and positive sizes are needed")
         return found
 
 
-def measure_appearance(
-    images: CellImages, *, sample: int = SAMPLE, seed: int = 0, micrometres_per_pixel: float | None = None
-) -> Appearance:
+def measure_appearance(images: CellImages, *, sample: int = SAMPLE, seed: int = 0) -> Appearance:
     """Look at a sample of the pictures of a source.
 
     Args:
         images: For a model, those of the training fold.
         sample: At most so many pictures, drawn at random.
         seed: Same seed, same sample.
-        micrometres_per_pixel: Where it is known.
 
     Raises:
         DataError: There is no picture, one cannot be read, or all are of one colour.
@@ -133,7 +129,6 @@ def measure_appearance(
         nucleus_px=float(np.median(seen)) if len(seen) >= _LEAST_SEEN * len(rows) else None,
         side_px=int(np.median(sides)),
         images=len(rows),
-        micrometres_per_pixel=micrometres_per_pixel,
     )
 
 

@@ -65,7 +65,7 @@ def match(theirs: Appearance, ours: Appearance, *, colour: bool = False, scale: 
         theirs: The source whose pictures are changed.
         ours: The source they are brought near: what the model was trained on.
         colour: Match colours.
-        scale: Match scale, by micrometres per pixel where both are known, else by the median diameter of nuclei.
+        scale: Match scale, by the median diameter of nuclei.
 
     Raises:
         DataError: The scale cannot be told, or the factor is beyond all reason.
@@ -86,25 +86,19 @@ def scale_factor(theirs: Appearance, ours: Appearance) -> tuple[float, str]:
     """By which factor pictures of one source are resized to show cells as large as the other, and how that is known.
 
     Raises:
-        DataError: Neither pixel sizes nor nuclei are known of both, or the factor is above 8 or below one eighth.
+        DataError: Nuclei are not known of both, or the factor is above 8 or below one eighth.
     """
-    if theirs.micrometres_per_pixel is not None and ours.micrometres_per_pixel is not None:
-        factor = theirs.micrometres_per_pixel / ours.micrometres_per_pixel
-        words = (
-            f"{theirs.micrometres_per_pixel:.4g} and {ours.micrometres_per_pixel:.4g} micrometres per pixel"
-        )
-    elif theirs.nucleus_px is not None and ours.nucleus_px is not None:
-        factor = ours.nucleus_px / theirs.nucleus_px
-        words = f"median diameter of nuclei {theirs.nucleus_px:.1f} and {ours.nucleus_px:.1f} pixels"
-    else:
+    if theirs.nucleus_px is None or ours.nucleus_px is None:
         raise DataError(
             "the scale of the source cannot be told: too few of its pictures, or of the training images, show a "
-            "nucleus in the middle. Give micrometres per pixel of both, or match colours only"
+            "nucleus in the middle. Match colours only"
         )
+    factor = ours.nucleus_px / theirs.nucleus_px
+    words = f"median diameter of nuclei {theirs.nucleus_px:.1f} and {ours.nucleus_px:.1f} pixels"
     if not 1 / MOST_SCALE <= factor <= MOST_SCALE:
         raise DataError(
-            f"the source would have to be resized by {factor:.3g} ({words}), which is beyond all reason: give "
-            "micrometres per pixel of both, or match colours only"
+            f"the source would have to be resized by {factor:.3g} ({words}), which is beyond all reason: match "
+            "colours only"
         )
     return factor, words
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,10 @@ from ..errors import DataError
 from .calibration.artifact import CALIBRATION_FILE, Calibration, fit_calibration
 from .ood.detector import OOD_FILE, OodDetector
 from .ood.embedded import EmbeddedFold
-from .predictions import Predictions, read_embeddings
+from .predictions import Predictions, foreign_embeddings, read_embeddings
+from .threads import one_thread
+
+logger = logging.getLogger(__name__)
 
 _NO_FOLD = "there is no calibration fold"
 
@@ -31,26 +35,45 @@ class Fitted:
     detector: OodDetector | None = None
     gaps: Mapping[str, str] = field(default_factory=dict)
 
-    def save(self, folder: Path) -> None:
-        """Write the files of `fit` beside a model; one that cannot be fitted is not left there from before."""
-        if self.calibration is not None:
-            self.calibration.save(folder)
-        else:
-            (folder / CALIBRATION_FILE).unlink(missing_ok=True)
-        if self.detector is not None:
-            self.detector.save(folder / OOD_FILE)
-        else:
-            (folder / OOD_FILE).unlink(missing_ok=True)
+    def save(self, folder: Path, lost: Mapping[str, str] | None = None) -> None:
+        """Write the files of `fit` beside a model; one that cannot be fitted is not left there from before.
+
+        Args:
+            folder: Of the model.
+            lost: File -> what it was fitted on and is missing now; such a file, where it is there, stays as it is.
+        """
+        kept = {name: why for name, why in (lost or {}).items() if (folder / name).is_file()}
+        for name, why in kept.items():
+            logger.warning("%s stays as it is: %s is missing, which it was fitted on", folder / name, why)
+        if CALIBRATION_FILE not in kept:
+            if self.calibration is not None:
+                self.calibration.save(folder)
+            else:
+                (folder / CALIBRATION_FILE).unlink(missing_ok=True)
+        if OOD_FILE not in kept:
+            if self.detector is not None:
+                self.detector.save(folder / OOD_FILE)
+            else:
+                (folder / OOD_FILE).unlink(missing_ok=True)
 
 
+@one_thread()
 def fit(
-    predictions: Mapping[str, Predictions], embeddings: Mapping[str, np.ndarray], seed: int = 0
+    predictions: Mapping[str, Predictions],
+    embeddings: Mapping[str, np.ndarray],
+    train_classes: Sequence[str],
+    seed: int = 0,
 ) -> Fitted:
     """Fit on the calibration fold; what known cells look like is learnt from the validation fold where there is one.
+
+    To the detector, images of classes outside `train_classes` are strange, so it learns nothing from them. The scaling
+    keeps them: what it makes of probabilities, as what conformal sets promise, holds for images drawn as those of the
+    fold were, and such classes will be among them again. Without them, both would promise too much.
 
     Args:
         predictions: Fold -> predictions as the model gave them.
         embeddings: Fold -> float32 (images, width), rows as the predictions; folds may be missing.
+        train_classes: Codes of the classes with an image in the training fold.
         seed: Of the halves of the calibration fold.
 
     Raises:
@@ -73,7 +96,9 @@ def fit(
     if validation is not None and "validation" in embeddings and (validation.labels >= 0).sum() > 1:
         known = EmbeddedFold(validation, embeddings["validation"])
     try:
-        detector = OodDetector.fit(EmbeddedFold(fold, embeddings.get("calibration")), known, seed=seed)
+        detector = OodDetector.fit(
+            EmbeddedFold(fold, embeddings.get("calibration")), known, train_classes=train_classes, seed=seed
+        )
     except DataError as error:
         gaps[OOD_FILE] = str(error)
     return Fitted(calibration, detector, gaps)
@@ -84,15 +109,20 @@ def embeddings_by_fold(path: Path, predictions: Mapping[str, Predictions]) -> di
 
     Args:
         path: As `write_embeddings` writes it; a missing file gives nothing.
-        predictions: Fold -> predictions; folds whose images are not in the file are left out.
+        predictions: Fold -> predictions; folds whose images are not in the file are left out, and with a warning those
+            of other weights, or of pictures that were prepared in another way.
     """
     if not path.is_file():
         return {}
+    why = {fold: foreign_embeddings(path, one) for fold, one in predictions.items()}
+    for reason in sorted({reason for reason in why.values() if reason is not None}):
+        logger.warning("%s is left aside: %s", path, reason)
     ids, embeddings = read_embeddings(path)
     there = set(ids)
     return {
         fold: joined
         for fold, one in predictions.items()
-        if there.issuperset(one.ids)
+        if why[fold] is None
+        and there.issuperset(one.ids)
         and (joined := EmbeddedFold.joined(one, ids, embeddings).embeddings) is not None
     }

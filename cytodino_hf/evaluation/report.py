@@ -30,6 +30,7 @@ from .predictions import Predictions
 from .report_parts import PARTS, Asked, Drawn, Evidence, Format, build_parts, draw_parts
 from .resampling import are_grouped
 from .statistics import FEW_IMAGES
+from .threads import one_thread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -147,6 +148,7 @@ def build_report(
     )
 
 
+@one_thread()
 def write_report(
     folder: str | Path,
     predictions: Mapping[str, Predictions],

@@ -16,16 +16,16 @@ from ..data.inspection.scan import scan_images
 from ..data.loading import index_images, leave_out_rejected, refuse_too_many_rejected
 from ..data.sources import SOURCES
 from ..data.splits import safe_cell
-from ..errors import RecipeError
+from ..errors import ModelUnavailableError, RecipeError
 from ..evaluation.ood.embedded import EmbeddedFold
 from ..evaluation.ood.section import ood_section
-from ..evaluation.predictions import Predictions, read_embeddings, write_embeddings
+from ..evaluation.predictions import Predictions, foreign_embeddings, read_embeddings, write_embeddings
 from ..evaluation.scoring import BATCH_SIZE
 from ..evaluation.transfer.correspondence import correspondence
 from ..evaluation.transfer.elsewhere import Elsewhere, score_all_ways
 from ..evaluation.transfer.page import write_transfer
 from ..evaluation.transfer.section import transfer_section
-from ..files import read_json
+from ..kept_reports import TRANSFER, kept_report, refuse_other_report
 from ..other_sets import OTHER_TAXONOMIES
 from .companions import load_appearance, load_detector, load_stored_calibration
 from .models import LoadedModel, ModelPlace, find_model, load_model, quickest_precision
@@ -49,7 +49,6 @@ class ElsewhereOptions:
     Args:
         match_colour: Score also with the colours brought to those of the training images.
         match_scale: Score also with the cells brought to the size they had in training.
-        micrometres_per_pixel: Of the other source, where it is known; used where that of the training images is too.
         revision: Of a model on the Hub: branch, tag or commit.
         device: Of torch; by default the GPU where there is one.
         precision: Of the backbone; `auto` takes bfloat16 where that is quicker.
@@ -61,7 +60,6 @@ class ElsewhereOptions:
 
     match_colour: bool = False
     match_scale: bool = False
-    micrometres_per_pixel: float | None = None
     revision: str | None = None
     device: str | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
@@ -112,11 +110,17 @@ def evaluate_elsewhere(
 
     Raises:
         RecipeError: An argument is not known.
-        ModelUnavailableError: The model cannot be had.
-        DataError: The images cannot be used, have no class in common with the model, or cannot be matched.
+        ModelUnavailableError: The model cannot be had, or is a file.
+        DataError: The images cannot be used, have no class in common with the model, or cannot be matched; or `output`
+            holds a report of another kind.
     """
     chosen = options or ElsewhereOptions()
+    refuse_other_report(output, TRANSFER)
     data, source_options = _data(arguments)
+    if Path(model).is_file() or Path(model).suffix in (".parquet", ".csv"):
+        raise ModelUnavailableError(
+            f"{model}: is a file, and other images are asked of a model: give a RUN, the folder of a model or a Hub id"
+        )
     place = find_model(model, revision=chosen.revision, cache_dir=chosen.cache_dir)
     images = _images(data, source_options)
     loaded = load_model(place, chosen.device)
@@ -186,7 +190,6 @@ def _score(
         model_revision=place.revision(),
         colour=options.match_colour,
         scale=options.match_scale,
-        micrometres_per_pixel=options.micrometres_per_pixel,
         batch_size=options.batch_size,
         workers=options.workers,
         precision=quickest_precision(str(loaded.model.device)) if precision == "auto" else precision,
@@ -226,14 +229,16 @@ def _strange(
 
 def _own_test_fold(run: Path, detector: OodDetector) -> tuple[EmbeddedFold, list[str]] | None:
     test, embeddings = run / "predictions" / "test.parquet", run / "predictions" / "embeddings.parquet"
-    report = run / "report" / "report.json"
-    if not (test.is_file() and embeddings.is_file() and report.is_file()):
+    report = kept_report(run / "report")
+    if not (test.is_file() and embeddings.is_file() and report):
         return None
     predictions = Predictions.from_parquet(test)
     if predictions.model_revision != detector.model_revision or not len(predictions):
         return None
+    if foreign_embeddings(embeddings, predictions) is not None:
+        return None
     fold = EmbeddedFold.joined(predictions, *read_embeddings(embeddings))
-    return fold, list(read_json(report)["train_classes"])
+    return fold, list(report["train_classes"])
 
 
 def _about(
@@ -265,7 +270,12 @@ def _keep(output: Path, ways: Mapping[str, Elsewhere]) -> None:
     for name, way in ways.items():
         file = "predictions" if name == _AS_IT_IS else f"predictions_{name.replace(' ', '_')}"
         way.predictions.to_parquet(output / f"{file}.parquet")
-    write_embeddings(output / "embeddings.parquet", plain.predictions.ids, plain.embeddings)
+    write_embeddings(
+        output / "embeddings.parquet",
+        plain.predictions.ids,
+        plain.embeddings,
+        model_revision=plain.predictions.model_revision,
+    )
     rows = zip(plain.predictions.ids, plain.predictions.paths, plain.their_labels, strict=True)
     with open(output / "their_labels.csv", "w", encoding="utf-8", newline="") as file_of_labels:
         writer = csv.writer(file_of_labels, lineterminator="\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -67,16 +68,18 @@ def test_lab_is_that_of_scikit_image() -> None:
 def test_what_is_measured_is_what_there_is(tmp_path: Path) -> None:
     pictures = [disc(120, 40 + 2 * i, seed=i) for i in range(5)]
     images = folder(tmp_path / "set", pictures)
-    found = measure_appearance(images, micrometres_per_pixel=0.1)
+    found = measure_appearance(images)
     pixels = np.concatenate([rgb2lab(p[::3, ::3]).reshape(-1, 3) for p in pictures])
     np.testing.assert_allclose(found.lab_mean, pixels.mean(0), atol=0.3)
     np.testing.assert_allclose(found.lab_sd, pixels.std(0), atol=0.3)
     assert found.nucleus_px == pytest.approx(44, rel=0.05)
-    assert (found.side_px, found.images, found.micrometres_per_pixel) == (120, 5, 0.1)
+    assert (found.side_px, found.images) == (120, 5)
     assert measure_appearance(images, sample=2, seed=1) == measure_appearance(images, sample=2, seed=1)
     assert measure_appearance(images, sample=2).images == 2
     found.write(tmp_path / "appearance.json")
     assert Appearance.read(tmp_path / "appearance.json") == found
+    earlier = json.loads((tmp_path / "appearance.json").read_text()) | {"micrometres_per_pixel": None}
+    assert Appearance.from_dict(earlier) == found
 
 
 def test_matched_colours_have_the_wanted_statistics(tmp_path: Path) -> None:
@@ -114,12 +117,11 @@ def test_matched_pictures_show_nuclei_of_the_wanted_size(side: int) -> None:
     assert "resized by 1.500" in matching.in_words()
 
 
-def test_pixel_sizes_go_before_nuclei() -> None:
-    theirs, ours = replace(PLAIN, micrometres_per_pixel=0.2), replace(PLAIN, micrometres_per_pixel=0.1)
-    assert scale_factor(theirs, ours) == (2.0, "0.2 and 0.1 micrometres per pixel")
-    assert scale_factor(replace(PLAIN, nucleus_px=20.0), ours)[0] == 2.0
+def test_the_scale_is_that_of_nuclei_or_unknown() -> None:
+    smaller = replace(PLAIN, nucleus_px=20.0)
+    assert scale_factor(smaller, PLAIN) == (2.0, "median diameter of nuclei 20.0 and 40.0 pixels")
     with pytest.raises(DataError, match="cannot be told"):
-        scale_factor(replace(PLAIN, nucleus_px=None), ours)
+        scale_factor(replace(PLAIN, nucleus_px=None), PLAIN)
     with pytest.raises(DataError, match="beyond all reason"):
         scale_factor(replace(PLAIN, nucleus_px=1.0), PLAIN)
     with pytest.raises(ValueError, match="nothing to match"):

@@ -14,6 +14,7 @@ from safetensors import safe_open
 import cytodino_hf.evaluation
 from cytodino_hf.errors import DataError, WeightsFileError
 from cytodino_hf.evaluation.calibration.halves import calibration_halves
+from cytodino_hf.evaluation.fitted import fit
 from cytodino_hf.evaluation.ood import scores as formulas
 from cytodino_hf.evaluation.ood.detector import OOD_FILE, OodDetector
 from cytodino_hf.evaluation.ood.embedded import EmbeddedFold
@@ -194,6 +195,39 @@ def test_what_cannot_be_fitted_or_scored_is_refused(calibration: EmbeddedFold, d
         detector.scores(np.full((2, 5), np.nan))
     with pytest.raises(DataError, match="2 embeddings for 450 images"):
         EmbeddedFold(calibration.predictions, np.zeros((2, 8)))
+
+
+def test_a_class_that_was_never_trained_teaches_nothing() -> None:
+    """Left out of the training alone, a class is in every other fold; it must stay strange to the detector."""
+    folds = {
+        name: make({**KNOWN, "HAC": 150}, name, seed)
+        for seed, name in enumerate(("calibration", "validation"))
+    }
+    known_rows = np.flatnonzero(folds["validation"].predictions.labels != TAXONOMY.index("HAC"))
+    only_known = folds["validation"].select(known_rows)
+    test = make({**KNOWN, "HAC": 150}, "test", 5)
+    fitted = fit(
+        {name: fold.predictions for name, fold in folds.items()},
+        {name: fold.embeddings for name, fold in folds.items() if fold.embeddings is not None},
+        TRAINED,
+    )
+    detector = fitted.detector
+    assert detector is not None
+    np.testing.assert_array_equal(
+        detector.bank, OodDetector.fit(folds["calibration"], only_known, train_classes=TRAINED).bank
+    )
+    _, second = calibration_halves(folds["calibration"].predictions, 0)
+    labels = folds["calibration"].predictions.labels[second]
+    assert detector.fitted_images == 450
+    assert detector.threshold_images == int((labels < 3).sum())
+    strange = ood_section(detector, test, TRAINED, draws=100)["sets"]["HAC"]["scores"]
+    assert min(strange[name]["auroc"]["value"] for name in ("knn", "mahalanobis")) > 0.99
+    taught = OodDetector.fit(folds["calibration"], folds["validation"])
+    met = ood_section(taught, test, TRAINED, draws=100)["sets"]["HAC"]["scores"]
+    assert max(met[name]["auroc"]["value"] for name in ("knn", "mahalanobis")) < 0.8
+    # Probabilities are for images as the fold has them, of whatever class.
+    assert fitted.calibration is not None
+    assert fitted.calibration.images == len(folds["calibration"]) - len(second)
 
 
 def test_embeddings_are_found_by_id() -> None:

@@ -14,7 +14,8 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss
 
 import cytodino_hf.evaluation
-from cytodino_hf.data.appearance import Appearance
+import cytodino_hf.evaluation.transfer.elsewhere
+from cytodino_hf.data.appearance import Appearance, measure_appearance
 from cytodino_hf.data.colour_matching import Matching
 from cytodino_hf.data.images import read_rgb
 from cytodino_hf.data.sources import image_folder
@@ -210,7 +211,9 @@ def test_degenerate_input_is_defined_or_named() -> None:
         common.restricted(predictions, theirs[:3])
 
 
-def test_pictures_are_matched_before_the_model_sees_them(tmp_path: Path) -> None:
+def test_pictures_are_matched_before_the_model_sees_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Against the model called by hand on pictures changed by hand; labels in both sides' words."""
     for number, code in enumerate(("BAS", "LYT", "NEU", "MON", "EOS") * 2):
         path = tmp_path / "set" / code / f"{number}.png"
@@ -247,19 +250,27 @@ def test_pictures_are_matched_before_the_model_sees_them(tmp_path: Path) -> None
     ours = {"BAS": None, "EOS": "EOS", "LYT": "LYT", "MON": "MON", "NEU": "NGS"}
     assert mine == {code: -1 if own is None else SEVEN.index(own) for code, own in ours.items()}
     assert plain.predictions.classes == SEVEN.codes
-    trained_on = Appearance(
-        (60.0, 10.0, -20.0), (20.0, 12.0, 15.0), None, side_px=24, images=3, micrometres_per_pixel=0.1
-    )
+    trained_on = Appearance((60.0, 10.0, -20.0), (20.0, 12.0, 15.0), 13.0, side_px=24, images=3)
+    theirs = replace(measure_appearance(images), nucleus_px=10.0)  # pictures this small show no nucleus
+    monkeypatch.setattr(cytodino_hf.evaluation.transfer.elsewhere, "measure_appearance", lambda _: theirs)
     ways = score_all_ways(
-        model, processor, images, trained_on, model_taxonomy=SEVEN, model_revision="r", colour=True, scale=True,
-        micrometres_per_pixel=0.13,
-    )  # fmt: skip
+        model,
+        processor,
+        images,
+        trained_on,
+        model_taxonomy=SEVEN,
+        model_revision="r",
+        colour=True,
+        scale=True,
+    )
     assert list(ways) == ["as it is", "colours matched", "scale matched", "colours and scale matched"]
     # In one batch, not in batches of three: equal but for rounding.
     np.testing.assert_allclose(ways["as it is"].predictions.logits, plain.predictions.logits, atol=1e-5)
-    assert (
-        "resized by 1.300 (0.13 and 0.1 micrometres per pixel)" in ways["scale matched"].matching.in_words()
-    )
+    scaled = ways["scale matched"]
+    assert scaled.matching is not None
+    words = scaled.matching.in_words()
+    assert words == "pictures resized by 1.300 (median diameter of nuclei 10.0 and 13.0 pixels)"
+    assert [scaled.predictions.prepared, ways["as it is"].predictions.prepared] == [words, None]
     answers = [way.predictions.logits for way in ways.values()]
     assert all(np.abs(a - b).max() > 1e-4 for a, b in itertools.combinations(answers, 2))
     with pytest.raises(DataError, match=r"no appearance\.json beside it"):

@@ -18,6 +18,7 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 from cytodino_hf.cli import main
 from cytodino_hf.data.appearance import APPEARANCE_FILE
 from cytodino_hf.errors import DataError, ModelUnavailableError, RecipeError
+from cytodino_hf.evaluate import evaluate_predictions, evaluate_run
 from cytodino_hf.evaluation.companions import bind_companions
 from cytodino_hf.evaluation.predictions import Predictions, read_embeddings
 from cytodino_hf.prediction.elsewhere import ElsewhereOptions, Transferred, evaluate_elsewhere
@@ -110,6 +111,34 @@ def test_strange_images_are_told_from_the_model_s_own(done: Transferred, fitted:
     assert (len(ids), embeddings.ndim) == (18, 2)
 
 
+def test_embeddings_are_not_lent_to_answers_about_other_pictures(
+    done: Transferred, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = done.page.parent
+    asked = {name: f"predictions{name}.parquet" for name in ("", "_calibrated", "_colours_matched")}
+    parts = {
+        name: evaluate_predictions(folder / file, output=tmp_path / f"of{name}", draws=100).report["parts"]
+        for name, file in asked.items()
+    }
+    has_map = {name: bool(part["embeddings"].get("points")) for name, part in parts.items()}
+    assert has_map == {"": True, "_calibrated": True, "_colours_matched": False}
+    assert "they are of pictures as they are, the answers of pictures mean and deviation" in caplog.text
+
+
+def test_the_report_of_a_transfer_is_not_taken_for_that_of_a_run(
+    done: Transferred, fitted: Path, other: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(fitted, tmp_path / "mixed")
+    shutil.rmtree(folder / "report")
+    shutil.copytree(done.page.parent, folder / "report")
+    with pytest.raises(DataError, match="holds the report of a transfer to another set"):
+        evaluate_run(folder, draws=100)
+    report = evaluate_run(folder, output=tmp_path / "own", draws=100).report
+    assert report["reported_fold"] == "test"
+    found = evaluate_elsewhere(str(folder), named(other), tmp_path / "again", QUICK)
+    assert str(found.report["parts"]["ood"]).startswith("Nothing to compare with")
+
+
 def test_a_model_that_brings_nothing_is_scored_as_it_is(fitted: Path, tmp_path: Path, other: Path) -> None:
     bare = shutil.copytree(
         fitted, tmp_path / "bare", ignore=shutil.ignore_patterns("ood*", "cal*.json", "app*")
@@ -148,6 +177,15 @@ def test_what_cannot_be_is_refused(fitted: Path, other: Path, tmp_path: Path, ru
         evaluate_elsewhere(str(fitted), [*named(other), "--training.seed", "1"], tmp_path / "out")
     with pytest.raises(RecipeError, match="unknown"):
         evaluate_elsewhere(str(fitted), ["--data.source", "matek", "--data.root", "x"], tmp_path / "out")
+    with pytest.raises(RecipeError, match=r"data\.taxonomy = 'nosuch'"):
+        evaluate_elsewhere(str(fitted), named(other, "nosuch"), tmp_path / "out")
+    for file in (fitted / "predictions" / "test.parquet", Path("cells.parquet")):
+        with pytest.raises(ModelUnavailableError, match="is a file, and other images are asked of a model"):
+            evaluate_elsewhere(str(file), named(other), tmp_path / "out")
+    before = (fitted / "report" / "report.json").read_bytes()
+    with pytest.raises(DataError, match="holds the report of a RUN"):
+        evaluate_elsewhere(str(fitted), named(other), fitted / "report")
+    assert (fitted / "report" / "report.json").read_bytes() == before
     with pytest.raises(ModelUnavailableError, match="no such folder"):
         evaluate_elsewhere(str(tmp_path / "absent"), named(other), tmp_path / "out")
     with pytest.raises(DataError, match="common classes; two are needed"):

@@ -10,7 +10,7 @@ and the whitening matrix of `mahalanobis` (float32), and in its metadata the thr
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,7 @@ class OodDetector:
         calibration: EmbeddedFold,
         known: EmbeddedFold | None = None,
         *,
+        train_classes: Sequence[str] | None = None,
         called_out: float = CALLED_OUT,
         seed: int = 0,
     ) -> OodDetector:
@@ -84,6 +85,8 @@ class OodDetector:
                 (`calibration_halves` of the same seed).
             known: Labelled images the model knows or was chosen on, with embeddings, such as the validation fold. None
                 takes the other half of the calibration fold.
+            train_classes: Codes of the classes with an image in the training fold; images of others teach nothing and
+                set no threshold. None: all.
             called_out: Share of images of the known kind that may be called out.
             seed: Of the halves and of the embeddings that are kept.
 
@@ -94,9 +97,9 @@ class OodDetector:
         if known is None:
             known, fitted_on = calibration.select(first), "a half of the calibration fold"
         else:
-            known = known.select(np.flatnonzero(known.predictions.labels >= 0))
             fitted_on = f"the {_fold_name(known.predictions)} fold"
-        rest = calibration.select(second)
+        classes = calibration.predictions.classes if train_classes is None else train_classes
+        known, rest = _of_classes(known, classes), _of_classes(calibration.select(second), classes)
         _check_folds(known, rest, cells_needed(called_out))
         has_embeddings = known.embeddings is not None and rest.embeddings is not None
         parts = _fit_embeddings(known, seed) if has_embeddings else {}
@@ -204,6 +207,13 @@ class OodDetector:
             threshold_images=int(about["threshold_images"]),
             **{name: tensors.get(name) for name in _TENSORS},
         )
+
+
+def _of_classes(fold: EmbeddedFold, classes: Sequence[str]) -> EmbeddedFold:
+    """The labelled images of some classes."""
+    predictions = fold.predictions
+    wanted = [label for label, code in enumerate(predictions.classes) if code in classes]
+    return fold.select(np.flatnonzero(np.isin(predictions.labels, wanted)))
 
 
 def _fit_embeddings(known: EmbeddedFold, seed: int) -> dict[str, np.ndarray]:

@@ -100,6 +100,7 @@ def score_elsewhere(
         classes=model_taxonomy.codes,
         model_revision=model_revision,
         group_kind=images.group_kind,
+        prepared=None if matching is None else matching.in_words(),
     )
     if bad := [predictions.ids[row] for row in np.flatnonzero(~np.isfinite(predictions.logits).all(axis=1))]:
         refuse_bad_logits("scoring", bad, FINE_TUNING.numbers)
@@ -118,7 +119,6 @@ def score_all_ways(
     model_revision: str,
     colour: bool = False,
     scale: bool = False,
-    micrometres_per_pixel: float | None = None,
     batch_size: int = BATCH_SIZE,
     workers: int = 0,
     precision: Precision = "float32",
@@ -129,7 +129,6 @@ def score_all_ways(
         model, processor, images, model_taxonomy, model_revision, batch_size, workers, precision: Of `score_elsewhere`.
         ours: Of the images the model was trained on; needed for matching only.
         colour, scale: What to match.
-        micrometres_per_pixel: Of the other source, where it is known.
 
     Returns:
         Name of the way -> what the model said; the first is "as it is".
@@ -145,7 +144,7 @@ def score_all_ways(
                 f"{images.root}: nothing is known of the colours and the scale of the images the model was trained on "
                 f"(no {APPEARANCE_FILE} beside it): leave matching out, or train the model anew"
             )
-        theirs = measure_appearance(images, micrometres_per_pixel=micrometres_per_pixel)
+        theirs = measure_appearance(images)
         if colour:
             ways["colours matched"] = match(theirs, ours, colour=True)
         if scale:
