@@ -156,6 +156,27 @@ def test_every_head_has_its_numbered_panel(heads: int) -> None:
     assert len(draw_sheet([seen] * 5).axes) == 18
 
 
+def test_titles_are_whole_and_a_head_that_looks_elsewhere_stays_dark() -> None:
+    attention = np.full((2, 4, 6), 1e-6)
+    attention[0, 1, 1] = 0.9
+    words = "attention of the head's query"
+    seen = Explained("a.png", np.zeros((32, 48, 3), np.uint8), np.zeros((4, 6, 3)), attention, words)
+    figure = draw_page(seen, 0.5)
+    figure.canvas.draw()
+    panels = [axes for axes in figure.axes if axes.images]
+    ends = [axes.get_window_extent().x1 for axes in panels]
+    texts = [next(text for text in axes.get_children() if getattr(text, "get_text", str)() and text.get_text() ==
+             axes.get_title(loc="left")) for axes in panels]  # fmt: skip
+    assert panels[2].get_title(loc="left").startswith(f"{words}, mean: to ")
+    for text, end in zip(texts, ends, strict=True):
+        assert text.get_window_extent().x1 <= end + 1, text.get_text()
+    assert panels[4].get_title(loc="left") == "head 2: to 0.0 x even"
+    (dark,) = panels[4].images
+    assert dark.norm(attention[1]).max() < 0.01
+    (bright,) = panels[3].images
+    assert bright.norm(attention[0]).max() == 1
+
+
 def test_a_classifier_shows_the_attention_of_the_query_of_its_head(
     run: Path, images: list[Path], tmp_path: Path
 ) -> None:
