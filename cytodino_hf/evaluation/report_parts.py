@@ -169,7 +169,9 @@ def _calibration(asked: Asked) -> dict[str, Any]:
 def _selective(asked: Asked) -> dict[str, Any]:
     calibration = asked.evidence.fitted.calibration
     fold = asked.predictions.get("calibration") if calibration is not None else None
-    return selective_section(asked.scored, asked.taxonomy, fold, calibration, **asked.drawn)
+    gaps = asked.evidence.fitted.gaps
+    why = {"no_fold": gaps[CALIBRATION_FILE]} if CALIBRATION_FILE in gaps else {}
+    return selective_section(asked.scored, asked.taxonomy, fold, calibration, **why, **asked.drawn)
 
 
 def _conformal(asked: Asked) -> dict[str, Any] | str:
@@ -181,7 +183,7 @@ def _conformal(asked: Asked) -> dict[str, Any] | str:
         asked.predictions["calibration"],
         asked.scored,
         asked.taxonomy,
-        scale=calibration.apply,
+        scale=calibration.scaling,
         seed=asked.drawn["seed"],
         level=asked.drawn["level"],
     )

@@ -14,6 +14,8 @@ from scipy.stats import binomtest
 import cytodino_hf.evaluation
 from cytodino_hf.errors import DataError
 from cytodino_hf.evaluation.calibration.halves import calibration_halves
+from cytodino_hf.evaluation.calibration.scaling import by_temperature
+from cytodino_hf.evaluation.conformal.coverage import score_sets
 from cytodino_hf.evaluation.conformal.figures import draw_class_coverage, draw_set_sizes
 from cytodino_hf.evaluation.conformal.section import conformal_section
 from cytodino_hf.evaluation.conformal.thresholds import class_sets, class_thresholds
@@ -86,7 +88,8 @@ def test_half_of_the_fold_is_kept_from_the_sets_and_it_is_said(section: dict[str
     about = section["calibration"]
     assert about["scaling_images"] + about["images"] == sum(CALIBRATION.values())
     assert "seed 0" in about["sentence"]
-    assert "not applied" in about["sentence"]
+    assert "left as they are" in about["sentence"]
+    assert not about["is_scaled"]
 
 
 def test_coverage_is_that_of_the_sets_with_a_wilson_interval(section: dict[str, Any]) -> None:
@@ -127,13 +130,50 @@ def test_risk_control_is_refused_below_its_number(section: dict[str, Any]) -> No
 
 def test_scaled_logits_are_used() -> None:
     calibration, test = make(CALIBRATION, "calibration", 0), make(TEST, "test", 1)
-    scaled = conformal_section(calibration, test, TAXONOMY, scale=lambda logits: logits / 3)
+    scaled = conformal_section(calibration, test, TAXONOMY, scale=by_temperature(3.0, 5))
     by_hand = conformal_section(
         replace(calibration, logits=calibration.logits / 3), replace(test, logits=test.logits / 3), TAXONOMY
     )
     assert scaled["methods"] == by_hand["methods"]
     assert scaled["risk_control"] == by_hand["risk_control"]
-    assert "fit the scaling" in scaled["calibration"]["sentence"]
+    assert "fit the temperature of the probabilities" in scaled["calibration"]["sentence"]
+    # A calibration that changes nothing is none.
+    untouched = conformal_section(calibration, test, TAXONOMY, scale=by_temperature(1.0, 5, "none"))
+    assert untouched == conformal_section(calibration, test, TAXONOMY)
+    assert "left as they are" in untouched["calibration"]["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("groups", "varies"), [([None] * 60, False), (["a"] * 60, True), (["a", "b"] * 30, True)]
+)
+def test_a_mean_size_that_shows_no_spread_has_no_interval(groups: list[str | None], varies: bool) -> None:
+    """60 sets of two classes each, or sets of 1 to 3 classes of one and of two patients."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 4
+    inside = np.arange(4) < (rng.integers(1, 4, (60, 1)) if varies else np.full((60, 1), 2))
+    cell = score_sets(inside, labels, groups).mean_size
+    assert (cell["value"], cell["low"], cell["high"]) == (inside.sum() / 60, None, None)
+    assert "no interval" in cell["method"]
+    many = score_sets(np.arange(4) < rng.integers(1, 5, (60, 1)), labels, [None] * 60).mean_size
+    assert 0 < many["low"] < many["value"] < many["high"] <= 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("skill", [1.5, 2.5, 3.5])
+def test_the_interval_of_the_mean_size_holds_the_truth(skill: float) -> None:
+    """1,000 test folds of 300 cells with sets of fixed thresholds; the truth is that of a million cells."""
+    taxonomy = TAXONOMY.subset(["BLA", "NGS", "LYT"])
+    kept = make(dict.fromkeys(taxonomy.codes, 60), "calibration", 0, taxonomy, skill=skill)
+    thresholds = class_thresholds(kept.logits, kept.labels, taxonomy, 0.1)
+
+    def scores(n: int, seed: int) -> dict[str, Any]:
+        one = make({"BLA": n // 6, "NGS": n // 2, "LYT": n // 3}, "test", seed, taxonomy, skill=skill)
+        return score_sets(class_sets(one.logits, thresholds), one.labels, one.groups).mean_size
+
+    truth = scores(900_000, 1)["value"]
+    found = [scores(300, 10 + seed) for seed in range(1000)]
+    held = sum(cell["low"] <= truth <= cell["high"] for cell in found)
+    assert 0.93 <= held / 1000 <= 0.97
 
 
 def test_groups_widen_the_intervals_and_are_said() -> None:

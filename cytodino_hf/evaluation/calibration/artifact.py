@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Calibration:
         seed: Of the halves of the calibration fold; the images are those of the half for scaling.
         reason: Why this method, a sentence.
         cross_validated: Method -> negative log-likelihood of images its fit did not see; None where not tried.
+        tried: Method -> its fit, for a report that shows what was not chosen as well; not stored.
     """
 
     scaling: Scaling
@@ -49,6 +50,7 @@ class Calibration:
     seed: int
     reason: str
     cross_validated: Mapping[str, float | None]
+    tried: Mapping[str, Scaling] = field(default_factory=dict)
 
     def apply(self, logits: np.ndarray) -> np.ndarray:
         """Calibrated logits, float32 (images, classes); call `check` once before."""
@@ -197,6 +199,7 @@ def fit_calibration(predictions: Predictions, seed: int = 0) -> Calibration:
         seed=seed,
         reason=choice.reason,
         cross_validated=choice.cross_validated,
+        tried=choice.tried,
     )
 
 

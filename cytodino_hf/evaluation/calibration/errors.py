@@ -58,11 +58,14 @@ class CalibrationErrors:
         if not len(labels):
             raise ValueError("no image to score")
         terms = probability_terms(logits, labels)
+        #: (images,) what each image adds to the mean of that name.
+        self.of_images = {"nll": terms.nll, "brier": terms.brier}
         probabilities = _probabilities(logits)
         confidence = probabilities.max(axis=1)
         n, self.classes = probabilities.shape
         rows, width = np.arange(n), CALIBRATION_BINS
         correct = (np.asarray(logits).argmax(axis=1) == labels).astype(np.float64)
+        self.of_images["accuracy"] = correct
         truth = np.eye(self.classes)[labels]
         adaptive = 3 + width + equal_mass_bins(confidence)
         classwise = 3 + 2 * width + np.arange(self.classes) * width + equal_width_bins(probabilities)

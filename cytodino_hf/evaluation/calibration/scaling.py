@@ -125,12 +125,14 @@ class ScalingChoice:
     """Which scaling was chosen, and on what grounds.
 
     Args:
-        scaling: Fitted on all images given.
+        scaling: The chosen one, fitted on all images given.
+        tried: Method -> its fit on all images, temperature and where it can be vector; empty where nothing was fitted.
         cross_validated: Method -> negative log-likelihood of images its fit did not see; None where it was not tried.
         reason: A sentence for people.
     """
 
     scaling: Scaling
+    tried: dict[str, Scaling]
     cross_validated: dict[str, float | None]
     reason: str
 
@@ -154,28 +156,29 @@ def choose_scaling(
     nothing = by_temperature(1.0, logits.shape[1], "none")
     if why := why_no_scaling(logits, labels):
         untried = dict.fromkeys(("none", "temperature", "vector"))
-        return ScalingChoice(nothing, untried, f"No scaling: {why}.")
+        return ScalingChoice(nothing, {}, untried, f"No scaling: {why}.")
     units = _units(groups)
     temperature = temperature_scaling(logits, labels)
-    fitted: dict[str, Scaling | None] = {
-        "none": nothing,
-        "temperature": temperature,
-        "vector": vector_scaling(logits, labels, temperature),
-    }
+    tried = {"temperature": temperature}
+    if (vector := vector_scaling(logits, labels, temperature)) is not None:
+        tried["vector"] = vector
     if units.max() == 0:
         alone = dict.fromkeys(("none", "temperature", "vector"))
         one = "Temperature: all images are of one group, so nothing can be cross-validated."
-        return ScalingChoice(temperature, alone, one)
+        return ScalingChoice(temperature, tried, alone, one)
     unseen = _unseen_nll(logits, labels, balanced_parts(labels, groups, ids, FOLDS, seed))
-    if fitted["vector"] is None:
+    if vector is None:
         unseen.pop("vector")
     chosen: Method = "temperature" if unseen["temperature"].mean() < unseen["none"].mean() else "none"
     if "vector" in unseen:
         gain = unseen[chosen] - unseen["vector"]
         if gain.mean() > _standard_error(gain, units):
             chosen = "vector"
-    means = {name: float(unseen[name].mean()) if name in unseen else None for name in fitted}
-    return ScalingChoice(fitted[chosen] or nothing, means, _reason(chosen, means))
+    means = {
+        name: float(unseen[name].mean()) if name in unseen else None
+        for name in ("none", "temperature", "vector")
+    }
+    return ScalingChoice(tried.get(chosen, nothing), tried, means, _reason(chosen, means))
 
 
 def _unseen_nll(logits: np.ndarray, labels: np.ndarray, part: np.ndarray) -> dict[str, np.ndarray]:

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from ..calibration.intervals import GroupCount
 from ..delta_intervals import share_interval, spread_of
 from ..resampling import are_grouped
 from ..statistics import ENOUGH_IMAGES, Interval, wilson_interval
 
 MEAN = "mean and its standard error, Student's t"
+NO_SPREAD = "no interval: all sets are of one size, or too few cells or groups to tell how much they differ"
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class SetScores:
 
     Args:
         coverage: Share of cells whose set holds the true class.
-        mean_size: Classes in a set: `value`, `low`, `high` (None below 20 cells), `method`, `n`.
+        mean_size: Classes in a set: `value`, `low`, `high` (None below 20 cells, below 3 groups, and
+            where all sets are of one size), `method`, `n`.
         empty, single: Share of sets of no class, of one class.
         size_counts: Cells with sets of 0, 1, ... classes.
     """
@@ -66,7 +69,7 @@ def score_sets(
     size = inside.sum(axis=1)
     return SetScores(
         coverage=cell_share(inside[np.arange(len(labels)), labels], labels, groups, level=level),
-        mean_size=_cell_mean(size, labels, groups, level),
+        mean_size=_mean_size(size, inside.shape[1], labels, groups, level),
         empty=cell_share(size == 0, labels, groups, level=level),
         single=cell_share(size == 1, labels, groups, level=level),
         size_counts=np.bincount(size, minlength=inside.shape[1] + 1).tolist(),
@@ -96,12 +99,15 @@ def count_units(groups: Sequence[str | None]) -> int:
     return len({group for group in groups if group is not None}) + sum(group is None for group in groups)
 
 
-def _cell_mean(
-    values: np.ndarray, labels: np.ndarray, groups: Sequence[str | None], level: float
+def _mean_size(
+    sizes: np.ndarray, classes: int, labels: np.ndarray, groups: Sequence[str | None], level: float
 ) -> dict[str, Any]:
-    """A mean, with ends where enough cells show their own spread."""
-    n, mean = len(values), float(values.mean())
-    if n < ENOUGH_IMAGES:
-        return {"value": mean, "low": None, "high": None, "method": None, "n": n}
-    half = spread_of((values - mean) / n, labels, groups).half_width(level)
-    return {"value": mean, "low": max(0.0, mean - half), "high": mean + half, "method": MEAN, "n": n}
+    """The mean size of sets, with ends where enough cells show their own spread."""
+    n, mean = len(sizes), float(sizes.mean())
+    spread = spread_of((sizes - mean) / n, labels, groups)
+    count = GroupCount.of(labels, groups)
+    if n < ENOUGH_IMAGES or not spread.error or (count is not None and count.are_few):
+        return {"value": mean, "low": None, "high": None, "method": NO_SPREAD, "n": n}
+    half = spread.half_width(level)
+    low, high = max(0.0, mean - half), min(float(classes), mean + half)
+    return {"value": mean, "low": low, "high": high, "method": MEAN, "n": n}

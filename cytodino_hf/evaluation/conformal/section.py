@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from ...errors import DataError
 from ...taxonomy import Taxonomy
 from ..calibration.halves import calibration_halves
+from ..calibration.scaling import Scaling
 from ..predictions import Predictions
 from ..resampling import are_grouped
 from ..statistics import FEW_IMAGES
@@ -55,7 +56,7 @@ def conformal_section(
     test: Predictions,
     taxonomy: Taxonomy,
     *,
-    scale: Callable[[np.ndarray], np.ndarray] | None = None,
+    scale: Scaling | None = None,
     alpha: float = ALPHA,
     risks: Sequence[float] = RISKS,
     confidence: float = CONFIDENCE,
@@ -69,7 +70,7 @@ def conformal_section(
             `calibration_halves(calibration, seed)`: fit the scaling on the first half of the same seed.
         test: The fold to score on.
         taxonomy: The classes, in label order.
-        scale: Logits -> calibrated logits; None takes them as they are.
+        scale: What is done to the logits first; None, or one of method `none`, takes them as they are.
         alpha: Share of cells whose set may miss the true class.
         risks: Shares of critical cells that may stay safe.
         confidence: Of the bounds on them.
@@ -92,7 +93,7 @@ def conformal_section(
         "alpha": alpha,
         "level": level,
         "cells_needed": cells_needed(alpha),
-        "calibration": _halves(len(scaling_rows), len(rows), seed, scale is not None),
+        "calibration": _halves(len(scaling_rows), len(rows), seed, scale),
         "test_images": len(scored),
         "notes": [_GROUPED.format(kind=kind)] if are_grouped([*kept.groups, *scored.groups]) else [],
     }
@@ -126,16 +127,17 @@ def _check(calibration: Predictions, test: Predictions, taxonomy: Taxonomy) -> N
         )
 
 
-def _scaled(predictions: Predictions, scale: Callable[[np.ndarray], np.ndarray] | None) -> Predictions:
-    return predictions if scale is None else replace(predictions, logits=scale(predictions.logits))
+def _scaled(predictions: Predictions, scale: Scaling | None) -> Predictions:
+    return predictions if scale is None else replace(predictions, logits=scale.apply(predictions.logits))
 
 
-def _halves(scaling: int, conformal: int, seed: int, is_scaled: bool) -> dict[str, Any]:
-    used = (
-        "fit the scaling of the probabilities"
-        if is_scaled
-        else "are kept for a scaling, which was not applied,"
-    )
+def _halves(scaling: int, conformal: int, seed: int, scale: Scaling | None) -> dict[str, Any]:
+    method = scale.method if scale is not None else "none"
+    used = {
+        "none": "are set aside for scaling the probabilities, which are left as they are,",
+        "temperature": "fit the temperature of the probabilities",
+        "vector": "fit the vector scaling of the probabilities",
+    }[method]
     sentence = (
         f"Of the calibration fold, {scaling:,} images {used} and {conformal:,} others, split by seed {seed}, make the "
         "sets and bounds."
@@ -144,7 +146,7 @@ def _halves(scaling: int, conformal: int, seed: int, is_scaled: bool) -> dict[st
         "scaling_images": scaling,
         "images": conformal,
         "seed": seed,
-        "is_scaled": is_scaled,
+        "is_scaled": method != "none",
         "sentence": sentence,
     }
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..calibration.intervals import ENOUGH_MISTAKES, shifted_interval
+from ..calibration.intervals import ENOUGH_MISTAKES, GroupCount, ends_of_draws, mean_interval
 from ..predictions import Predictions
 from ..resampling import draw_weights
 from .risk_coverage import RiskCoverage
@@ -37,7 +37,7 @@ def areas_and_curves(
         scores: Name -> (images,) higher is surer.
         wrong, is_critical, called_safe: (images,) bool.
         in_use: The score whose curve gets a band.
-        draws, seed, level: Of the bootstrap.
+        draws, seed, level: Of the bootstrap, which gives the band of the curve.
 
     Returns:
         `scores` and `curves` of the section.
@@ -49,56 +49,53 @@ def areas_and_curves(
         if len(critical)
         else {}
     )
-    drawn: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
-    risks = []
-    for weights in draw_weights(known.labels, known.groups, draws, seed):
-        for name, curve in full.items():
-            drawn.setdefault(("all", name), []).append(curve.areas(weights))
-        for name, curve in part.items():
-            drawn.setdefault(("critical", name), []).append(curve.areas(weights[:, critical]))
-        risks.append(full[in_use].risks(weights, _POINTS))
-    mistakes = {"all": int(wrong.sum()), "critical": int(called_safe.sum())}
-
-    def areas(kind: str, name: str, curve: RiskCoverage, n: int) -> dict[str, Any]:
-        values = curve.areas(np.ones((1, n)))
-        found: dict[str, Any] = {"mistakes": mistakes[kind]}
-        for place, key in enumerate(("aurc", "excess_aurc")):
-            of_draws = np.concatenate([chunk[place] for chunk in drawn[kind, name]])
-            cell = shifted_interval(values[place][0], of_draws, n, level=level, bounds=(0.0, 1.0))
-            if mistakes[kind] < ENOUGH_MISTAKES:
-                cell |= {"low": None, "high": None, "method": FEW_MISTAKES}
-            found[key] = cell
-        return found
-
+    kept = known.select(critical)
     found = {
         name: {
             "words": SCORES[name],
-            **areas("all", name, full[name], len(known)),
-            "critical": areas("critical", name, part[name], len(critical)) if part else None,
+            **_areas(full[name], known, int(wrong.sum()), level),
+            "critical": _areas(part[name], kept, int(called_safe.sum()), level) if part else None,
         }
         for name in scores
     }
-    return found, _curves(
-        full, part, np.concatenate(risks), in_use, len(known), len(critical), mistakes["all"], level
-    )
+    count = GroupCount.of(known.labels, known.groups)
+    has_band = int(wrong.sum()) >= ENOUGH_MISTAKES and not (count is not None and count.are_few)
+    risks = [
+        full[in_use].risks(weights, _POINTS)
+        for weights in draw_weights(known.labels, known.groups, draws if has_band else 0, seed)
+    ]
+    reach = ends_of_draws(np.concatenate(risks), level, count) if risks else None
+    return found, _curves(full, part, reach, in_use, len(known), len(critical), int(wrong.sum()))
+
+
+def _areas(curve: RiskCoverage, images: Predictions, mistakes: int, level: float) -> dict[str, Any]:
+    found: dict[str, Any] = {"mistakes": mistakes}
+    values = curve.areas(np.ones((1, len(images))))
+    for key, value, influence in zip(("aurc", "excess_aurc"), values, curve.influences(), strict=True):
+        cell = mean_interval(float(value[0]), influence, images.labels, images.groups, level=level, most=1.0)
+        if mistakes < ENOUGH_MISTAKES:
+            cell |= {"low": None, "high": None, "method": FEW_MISTAKES}
+        found[key] = cell
+    return found
 
 
 def _curves(
     full: dict[str, RiskCoverage],
     part: dict[str, RiskCoverage],
-    risks: np.ndarray,
+    reach: np.ndarray | None,
     in_use: str,
     n: int,
     critical: int,
     mistakes: int,
-    level: float,
 ) -> dict[str, Any]:
     def at(curve: RiskCoverage, images: int) -> list[float]:
         return curve.risks(np.ones((1, images)), _POINTS)[0].tolist()
 
     value = np.array(at(full[in_use], n))
-    tail = (1 - level) / 2
-    low, high = np.clip(np.quantile(risks, [tail, 1 - tail], axis=0) - risks.mean(axis=0) + value, 0, 1)
+    band = None
+    if reach is not None:
+        low, high = np.clip(value + reach, 0, 1)
+        band = {"score": in_use, "low": low.tolist(), "high": high.tolist()}
     # The best order: no mistake before all right answers are used up.
     best = np.maximum(0, _POINTS * n - (n - mistakes)) / (_POINTS * n)
     return {
@@ -107,7 +104,5 @@ def _curves(
         "best": best.tolist(),
         "critical": {name: at(curve, critical) for name, curve in part.items()},
         "critical_images": critical,
-        "band": {"score": in_use, "low": low.tolist(), "high": high.tolist()}
-        if mistakes >= ENOUGH_MISTAKES
-        else None,
+        "band": band,
     }

@@ -45,6 +45,7 @@ class RiskCoverage:
         self._first = starts[block[self._mistakes]]
         self._last = self._ends[block[self._mistakes]]
         self._wrong = wrong[self._order].astype(np.float64)
+        self._block = block
         #: Score of each block, surest first.
         self.values = ranked[self._ends]
 
@@ -74,6 +75,33 @@ class RiskCoverage:
         with np.errstate(invalid="ignore"):
             aurc = (w * (everything[:, None] - mean)).sum(axis=1) / np.where(total > 0, total, np.nan)
             return aurc, aurc - best / np.where(total > 0, total, np.nan)
+
+    def influences(self) -> tuple[np.ndarray, np.ndarray]:
+        """Change of AURC and of excess AURC per image counted more, each (images,) and summing to 0.
+
+        With F(s) the share of images at least as sure as s, AURC is in the limit the mean of -e log F; an image adds
+        its own term and raises F for all that are less sure than it, by itself.
+        """
+        n, share_wrong = len(self._order), float(self._wrong.mean())
+        ranks = np.arange(1, n + 1)
+        terms = self._over_blocks(np.cumsum((1 / ranks)[::-1])[::-1])  # H_n - H_(r-1)
+        # Mistakes come evenly within a block, whatever its order.
+        wrong = self._over_blocks(self._wrong)
+        after = self._over_blocks(np.cumsum((wrong / ranks)[::-1])[::-1])
+        of_aurc = np.empty(n)
+        of_aurc[self._order] = self._wrong * terms - after
+        of_aurc -= of_aurc.mean()
+        slope = (
+            -np.log1p(-share_wrong) if share_wrong < 1 else 0.0
+        )  # of the best order's AURC, r + (1 - r) log(1 - r)
+        of_best = np.empty(n)
+        of_best[self._order] = slope * (self._wrong - share_wrong)
+        return of_aurc / n, (of_aurc - of_best) / n
+
+    def _over_blocks(self, values: np.ndarray) -> np.ndarray:
+        """Each value by the mean of its block of equal scores."""
+        mean: np.ndarray = (np.bincount(self._block, values) / np.bincount(self._block))[self._block]
+        return mean
 
     def risks(self, weights: np.ndarray, coverages: np.ndarray) -> np.ndarray:
         """Risk at some coverages, (draws, coverages); within a block of equal scores mistakes come evenly.

@@ -57,6 +57,7 @@ def selective_section(
     calibration_fold: Predictions | None = None,
     calibration: Calibration | None = None,
     *,
+    no_fold: str = "there is no calibration fold with labelled images",
     draws: int = 1000,
     seed: int = 0,
     level: float = 0.95,
@@ -68,6 +69,7 @@ def selective_section(
         taxonomy: The classes, in label order.
         calibration_fold: As the model gave them; None or without label: no accuracy can be promised.
         calibration: Scales both first; thresholds then come from the half it was not fitted on.
+        no_fold: Why there is no calibration fold, a sentence without its full stop.
         draws, seed, level: Of the bootstrap.
 
     Returns:
@@ -82,7 +84,7 @@ def selective_section(
     _check(scored, taxonomy)
     if calibration is not None:
         scored = calibration.of(scored)
-    chosen_on = _threshold_rows(calibration_fold, calibration, taxonomy)
+    chosen_on, gap = _threshold_rows(calibration_fold, calibration, taxonomy, no_fold)
     known = scored.select(np.flatnonzero(scored.labels >= 0))
     fold, chooser = _score(known, taxonomy), _score(chosen_on, taxonomy) if chosen_on is not None else None
     section: dict[str, Any] = {
@@ -107,11 +109,11 @@ def selective_section(
     }
     if not len(known):
         return section
-    in_use, why = _score_in_use(chooser)
+    in_use, why = _score_in_use(chooser, gap)
     areas, curves = areas_and_curves(
         known, fold.scores, fold.wrong, fold.is_critical, fold.called_safe, in_use, draws, seed, level
     )
-    at_accuracy = _at_accuracy(fold, chooser, level)
+    at_accuracy = _at_accuracy(fold, chooser, gap, level)
     point = _point(at_accuracy, in_use)
     return section | {
         "scores": areas,
@@ -141,17 +143,24 @@ def _check(predictions: Predictions, taxonomy: Taxonomy) -> None:
 
 
 def _threshold_rows(
-    fold: Predictions | None, calibration: Calibration | None, taxonomy: Taxonomy
-) -> Predictions | None:
-    """What thresholds are chosen on: labelled images that fitted no scaling; None where there are none."""
+    fold: Predictions | None, calibration: Calibration | None, taxonomy: Taxonomy, no_fold: str
+) -> tuple[Predictions | None, str]:
+    """What thresholds are chosen on, labelled images that fitted no scaling; where there are none, why not."""
     if fold is None:
-        return None
+        return None, no_fold
     _check(fold, taxonomy)
+    labelled = np.flatnonzero(fold.labels >= 0)
+    if not len(labelled):
+        return None, no_fold
     if calibration is None:
-        rows = np.flatnonzero(fold.labels >= 0)
-        return fold.select(rows) if len(rows) else None
-    _, rows = calibration_halves(fold, calibration.seed)
-    return calibration.of(fold.select(rows)) if len(rows) else None
+        return fold.select(labelled), ""
+    scaling, rows = calibration_halves(fold, calibration.seed)
+    if not len(rows):
+        return None, (
+            f"the calibration fold is too small: all {len(scaling)} labelled images of it are for scaling, and none is "
+            "left for thresholds"
+        )
+    return calibration.of(fold.select(rows)), ""
 
 
 def _score(predictions: Predictions, taxonomy: Taxonomy) -> _Scored:
@@ -165,10 +174,10 @@ def _score(predictions: Predictions, taxonomy: Taxonomy) -> _Scored:
     )
 
 
-def _score_in_use(chooser: _Scored | None) -> tuple[str, str]:
+def _score_in_use(chooser: _Scored | None, gap: str) -> tuple[str, str]:
     words = SCORES[_DEFAULT_SCORE]
     if chooser is None:
-        return _DEFAULT_SCORE, f"The {words} is used, as there is no calibration fold to choose a score on."
+        return _DEFAULT_SCORE, f"The {words} is used, for no score can be chosen: {gap}."
     if (wrong := int(chooser.wrong.sum())) < ENOUGH_MISTAKES:
         return (
             _DEFAULT_SCORE,
@@ -215,7 +224,7 @@ def _at_coverage(fold: _Scored, chooser: _Scored | None, level: float) -> list[d
     return rows
 
 
-def _at_accuracy(fold: _Scored, chooser: _Scored | None, level: float) -> list[dict[str, Any]]:
+def _at_accuracy(fold: _Scored, chooser: _Scored | None, gap: str, level: float) -> list[dict[str, Any]]:
     rows = []
     for score in fold.scores:
         curve = RiskCoverage(chooser.scores[score], chooser.wrong) if chooser else None
@@ -228,7 +237,7 @@ def _at_accuracy(fold: _Scored, chooser: _Scored | None, level: float) -> list[d
                     "asked": accuracy,
                     "observed": _chosen(fold, score, observed, level),
                     "assured": _chosen(fold, score, assured, level),
-                    "note": _support(accuracy, observed, assured),
+                    "note": _support(accuracy, observed, assured, gap),
                 }
             )
     return rows
@@ -240,15 +249,16 @@ def _chosen(fold: _Scored, score: str, threshold: Threshold | None, level: float
     return {"calibration": asdict(threshold), "test": _outcome(fold, score, threshold.value, level)}
 
 
-def _support(accuracy: float, observed: Threshold | None, assured: Threshold | None) -> str | None:
+def _support(accuracy: float, observed: Threshold | None, assured: Threshold | None, gap: str) -> str | None:
     """What the calibration fold cannot support, in words; None where it supports what is asked."""
     asked, needed = f"{100 * accuracy:g} %", images_needed(accuracy)
     if observed is None or assured is None:
-        return f"There is no calibration fold to choose a threshold for {asked} on."
+        return f"No threshold for {asked} can be chosen: {gap}."
     if assured.value is not None:
         return None
     short = (
-        f"{observed.of:,} calibration images cannot show {asked}: {needed:,} without a mistake are needed"
+        f"the {observed.of:,} calibration images for thresholds cannot show {asked}: {needed:,} without a mistake are "
+        "needed"
         if observed.of < needed
         else f"the {first_step(observed.of, accuracy):,} surest calibration images hold too many mistakes to show "
         f"{asked}"

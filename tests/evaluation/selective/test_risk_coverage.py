@@ -59,6 +59,32 @@ def test_weights_are_copies_of_images() -> None:
         np.testing.assert_allclose(risks[draw], copied[0])
 
 
+@pytest.mark.parametrize("values", [400, 7], ids=["no ties", "ties"])
+def test_an_influence_is_what_a_little_more_of_an_image_changes(values: int) -> None:
+    """500 copies of every image are near the limit; one image gets five more."""
+    rng = np.random.default_rng(2)
+    score = (
+        rng.permutation(400).astype(float) if values == 400 else rng.integers(0, values, 400).astype(float)
+    )
+    curve = RiskCoverage(score, rng.random(400) < 0.2)
+    copies = np.full((1, 400), 500.0)
+    some = rng.choice(400, 60, replace=False)
+    more = copies + 5.0 * np.eye(400)[some]
+    for before, after, influence in zip(
+        curve.areas(copies), curve.areas(more), curve.influences(), strict=True
+    ):
+        assert influence.sum() == pytest.approx(0, abs=1e-12)
+        np.testing.assert_allclose(
+            (after - before) / 0.01, influence[some], atol=0.02 * np.abs(influence).max()
+        )
+
+
+def test_where_all_are_wrong_or_right_no_image_changes_anything() -> None:
+    for share in (False, True):
+        for influence in RiskCoverage(np.arange(30.0), np.full(30, share)).influences():
+            np.testing.assert_allclose(influence, 0, atol=1e-15)
+
+
 def test_risks_and_steps_are_counted() -> None:
     score, wrong = np.array([3.0, 2.0, 2.0, 1.0]), np.array([False, True, False, True])
     curve = RiskCoverage(score, wrong)
