@@ -4,10 +4,12 @@ Images are drawn anew within each true class, whole groups of them where groups 
 seeds, are scored on the same draw, so what makes an image hard for all of them cancels out. Inside a draw each system
 counts with the mean over its seeds.
 
-The interval over images says how much the difference would change with other test images. The percentile interval is
-shifted so that the mean of the draws lies on the value: the calibration error of a draw is too high on average (an
-image drawn twice is wrong twice), and more so for the better calibrated system. The interval over both says how much
-it would change with other images and other seeds (see `seeds`), and is the one to judge by where there are several.
+The interval over images says how much the difference would change with other test images; it is as wide as
+`paired_spread` says, so it has a width where no draw differs. The interval over both says how much it would change with
+other images and other seeds (see `seeds`), and is the one to judge by; with one seed a system the two are the same.
+
+Metrics of one system have a percentile interval, shifted so that the mean of the draws lies on the value: the
+calibration error of a draw is too high on average (an image drawn twice is wrong twice).
 
 Source: Efron and Tibshirani 1993, chapters 8, 10 and 13 (paired, stratified bootstrap; bias; percentile interval).
 """
@@ -22,25 +24,31 @@ import numpy as np
 
 from ..errors import DataError
 from ..taxonomy import Taxonomy
-from .metrics import METRICS, confusion_metrics
+from .metrics import METRICS
+from .paired_spread import Basis, paired_bases
 from .predictions import Predictions
-from .probability_metrics import largest_bias, probability_terms
-from .resampling import are_grouped, draw_weights
+from .probability_metrics import largest_bias
+from .resampling import draw_weights
 from .scalar_metrics import LESS_IS_BETTER as LESS_IS_BETTER  # for those who read a difference
 from .seeds import interval_of_both, over_seeds, seed_error
 from .statistics import ENOUGH_IMAGES, Interval
+from .weighted_scorer import Scorer, mean_over_seeds
 
 #: Metrics compared by default. `critical_to_safe`: share of the critical cells that were called safe.
 COMPARED = ("macro_f1", "balanced_accuracy", "accuracy", "nll", "ece", "critical_to_safe")
 #: All metrics that can be compared.
 COMPARABLE = (*METRICS, "nll", "brier", "ece", "critical_to_safe")
 
-#: Where the critical cells come from fewer groups than this, no difference of their rate is clear: every draw of whole
-#: groups shows the same few.
-ENOUGH_CRITICAL_GROUPS = 5
-#: Where fewer critical images than this are called safe by one system and not by the other, no difference of that
-#: rate is clear: a handful of images has no distribution to draw from.
+#: How far from 0 a difference can lie; of those not named, 1. The negative log-likelihood has no bound.
+_FARTHEST = {"nll": float("inf"), "brier": 2.0}
+
+#: Where the images come from fewer groups than this, no difference is clear: every draw of whole groups shows the same
+#: few.
+ENOUGH_GROUPS = 5
+#: Where two systems differ in fewer images than this, no difference is clear: a handful of images has no distribution
+#: to draw from. Of the share read right an exact test decides where there is one.
 ENOUGH_DISCORDANT = 10
+NO_SPREAD = "no interval: nothing differs that could tell its width"
 
 SHIFTED = "stratified bootstrap, percentile, shifted by its bias"
 EXTENDED = f"{SHIFTED}, and longer by the largest bias of a sum of absolute values"
@@ -52,28 +60,30 @@ class Difference:
 
     Args:
         value: The difference of the two means over seeds.
-        low, high: Its interval over test images.
-        deviation: Standard deviation of its draws.
+        low, high: Its interval over test images; None where nothing tells how sure it is, as of the likelihoods of two
+            systems that say the same.
+        deviation: Standard error of the difference over test images; 0 where nothing tells it.
         seed_error: Its standard error over seeds; None where a system has one seed.
         low_of_both, high_of_both: Its interval over images and seeds; over images alone where a system has one seed.
+            None as `low`.
         ours, other: The means over seeds.
         ours_spread, other_spread: Standard deviation over seeds (n - 1); None with one seed.
         ours_seeds, other_seeds: How many seeds.
-        n: Test images.
+        n: Test images it is about: of `critical_to_safe` those of critical classes.
+        discordant: Images in which the systems differ (see `paired_spread.Basis`).
+        groups: Groups these images come from; None without groups.
+        doubt: Why it is not clear although 0 may lie outside of its interval; None where that alone decides.
         small_classes: Classes of fewer than 20 images: drawn again they show too little of their own spread, so the
-            interval of a mean over classes is narrower than the truth.
-        critical_groups: Of `critical_to_safe`, groups with a critical image; None without groups and of other metrics.
-        discordant: Of `critical_to_safe`: critical images that one system calls safe and the other does not; with
-            several seeds the sum of the differences between their shares of seeds. None of other metrics.
+            interval of a mean over classes is a rough one.
     """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     deviation: float
     seed_error: float | None
-    low_of_both: float
-    high_of_both: float
+    low_of_both: float | None
+    high_of_both: float | None
     ours: float
     other: float
     ours_spread: float | None
@@ -81,16 +91,15 @@ class Difference:
     ours_seeds: int
     other_seeds: int
     n: int
+    discordant: float
+    groups: int | None = None
+    doubt: str | None = None
     small_classes: tuple[str, ...] = ()
-    discordant: float | None = None
-    critical_groups: int | None = None
 
     @property
     def is_clear(self) -> bool:
         """Whether neither other images nor other seeds would easily turn it round."""
-        if self.discordant is not None and self.discordant < ENOUGH_DISCORDANT:
-            return False
-        if self.critical_groups is not None and self.critical_groups < ENOUGH_CRITICAL_GROUPS:
+        if self.doubt is not None or self.low_of_both is None or self.high_of_both is None:
             return False
         return self.low_of_both > 0 or self.high_of_both < 0
 
@@ -136,7 +145,7 @@ def paired_differences(
     support = np.bincount(labels, minlength=len(taxonomy))
     if not support[list(taxonomy.critical)].sum() or not taxonomy.safe:
         metrics = [name for name in metrics if name != "critical_to_safe"]
-    first, second = ([Scorer(p, taxonomy, classes_counted) for p in system] for system in systems)
+    first, second = ([Scorer(one, taxonomy, classes_counted) for one in system] for system in systems)
     once = np.ones((1, len(labels)))
     values = [[scorer(once, metrics)[0] for scorer in system] for system in (first, second)]
     drawn = np.concatenate(  # (draws, metrics)
@@ -145,19 +154,19 @@ def paired_differences(
             for w in draw_weights(labels, groups, draws, seed)
         ]
     )
-    low, high = _ends(drawn, np.mean(values[0], axis=0) - np.mean(values[1], axis=0), level)
-    deviation = np.nanstd(drawn, axis=0, ddof=1)
     small = tuple(code for code, n in zip(taxonomy.codes, support, strict=True) if 0 < n < ENOUGH_IMAGES)
     found = {}
-    for place, name in enumerate(metrics):
+    bases = paired_bases(first, second, groups, metrics, drawn)
+    for place, (name, basis) in enumerate(zip(metrics, bases, strict=True)):
         (our, our_sd), (their, their_sd) = (over_seeds([v[place] for v in system]) for system in values)
         spreads = ((our_sd, len(ours)), (their_sd, len(other)))
-        both = interval_of_both(our - their, float(deviation[place]), spreads, level)
+        low, high = _around(name, our - their, basis, (), level)
+        both = _around(name, our - their, basis, spreads, level)
         found[name] = Difference(
             value=our - their,
-            low=float(low[place]),
-            high=float(high[place]),
-            deviation=float(deviation[place]),
+            low=low,
+            high=high,
+            deviation=basis.spread.error,
             seed_error=seed_error(spreads),
             low_of_both=both[0],
             high_of_both=both[1],
@@ -167,11 +176,38 @@ def paired_differences(
             other_spread=their_sd,
             ours_seeds=len(ours),
             other_seeds=len(other),
-            n=len(labels),
+            n=basis.n,
+            discordant=basis.discordant,
+            groups=basis.groups,
+            doubt=_doubt(basis, level),
             small_classes=small,
-            **(_critical_basis(first, second, groups) if name == "critical_to_safe" else {}),
         )
     return found
+
+
+def _around(
+    name: str, value: float, basis: Basis, spreads: Sequence[tuple[float | None, int]], level: float
+) -> tuple[float, float] | tuple[None, None]:
+    """The interval of a difference, within what it can be; no ends where nothing tells how sure it is."""
+    if not basis.spread.error:
+        return None, None
+    ends = interval_of_both(value, basis.spread.error, spreads, level, freedom=basis.spread.freedom)
+    farthest = _FARTHEST.get(name, 1.0)
+    return max(-farthest, ends[0]), min(farthest, ends[1])
+
+
+def _doubt(basis: Basis, level: float) -> str | None:
+    """Why a difference is not clear whatever its interval; None where the interval decides."""
+    if not basis.spread.error:
+        return NO_SPREAD
+    if basis.groups is not None and basis.groups < ENOUGH_GROUPS:
+        return f"only {basis.groups} group{'s' * (basis.groups != 1)}, fewer than {ENOUGH_GROUPS}"
+    if basis.p is not None:
+        # The interval is that of many images: of few the exact test knows better.
+        return f"the exact test gives p = {basis.p:.3f}" if basis.p >= 1 - level else None
+    if basis.discordant < ENOUGH_DISCORDANT:
+        return f"they differ in {basis.discordant:.3g} images, fewer than {ENOUGH_DISCORDANT}"
+    return None
 
 
 def bootstrap_intervals(
@@ -261,66 +297,3 @@ def aligned_rows(
             )
         aligned.append(ordered)
     return aligned
-
-
-class Scorer:
-    """Metrics of one model for any weights of its images."""
-
-    def __init__(self, predictions: Predictions, taxonomy: Taxonomy, counted: np.ndarray | None) -> None:
-        self.labels = predictions.labels
-        self.called = np.eye(len(taxonomy))[predictions.predicted]  # (images, K)
-        self.terms = probability_terms(predictions.logits, predictions.labels)
-        self.taxonomy = taxonomy
-        self.counted = counted
-
-    def called_safe(self) -> np.ndarray:
-        """Whether each image of a critical class was called safe: (critical images,)."""
-        is_critical = np.isin(self.labels, self.taxonomy.critical)
-        safe: np.ndarray = self.called[is_critical][:, list(self.taxonomy.safe)].sum(axis=1)
-        return safe
-
-    def gaps(self, weights: np.ndarray) -> np.ndarray:
-        """Mean confidence less share right of each bin, by its share of images: (draws, bins)."""
-        gaps: np.ndarray = weights @ self.terms.gap / weights.sum(axis=1, keepdims=True)
-        return gaps
-
-    def __call__(self, weights: np.ndarray, metrics: Sequence[str]) -> np.ndarray:
-        """(draws, images) whole weights -> (draws, metrics)."""
-        n = weights.sum(axis=1)
-        matrix = np.stack(  # (draws, K, K), rows true
-            [
-                weights[:, rows] @ self.called[rows]
-                for rows in (self.labels == k for k in range(len(self.taxonomy)))
-            ],
-            axis=1,
-        )
-        values: dict[str, np.ndarray] = {
-            **confusion_metrics(matrix, self.counted),
-            "nll": weights @ self.terms.nll / n,
-            "brier": weights @ self.terms.brier / n,
-            "ece": np.abs(self.gaps(weights)).sum(axis=1),
-        }
-        if "critical_to_safe" in metrics:
-            critical = matrix[:, list(self.taxonomy.critical)]
-            mistakes, of = critical[:, :, list(self.taxonomy.safe)].sum((1, 2)), critical.sum((1, 2))
-            # A draw of whole groups may hold no critical image: it says nothing of this rate.
-            values["critical_to_safe"] = np.divide(mistakes, of, out=np.full(len(of), np.nan), where=of > 0)
-        return np.stack([values[name] for name in metrics], axis=1)
-
-
-def mean_over_seeds(system: Sequence[Scorer], weights: np.ndarray, metrics: Sequence[str]) -> np.ndarray:
-    """Metrics of a system, the mean over its seeds: (draws, images) whole weights -> (draws, metrics)."""
-    return np.mean([scorer(weights, metrics) for scorer in system], axis=0)
-
-
-def _critical_basis(
-    first: Sequence[Scorer], second: Sequence[Scorer], groups: Sequence[str | None]
-) -> dict[str, Any]:
-    """How much a difference of `critical_to_safe` rests on: images that differ, and groups they come from."""
-    shares = [np.mean([scorer.called_safe() for scorer in system], axis=0) for system in (first, second)]
-    found: dict[str, Any] = {"discordant": float(np.abs(shares[0] - shares[1]).sum())}
-    if are_grouped(groups):
-        rows = np.flatnonzero(np.isin(first[0].labels, first[0].taxonomy.critical)).tolist()
-        # An image without a group is one by itself.
-        found["critical_groups"] = len({row if groups[row] is None else groups[row] for row in rows})
-    return found

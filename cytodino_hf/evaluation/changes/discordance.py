@@ -8,7 +8,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from ..resampling import are_grouped, draw_weights
+from ..resampling import are_grouped, draw_weights, group_count
 
 # Two results with the same probability differ by rounding only.
 _SAME = 1e-9
@@ -60,6 +60,21 @@ def flip_p(differences: np.ndarray) -> float:
     return min(1.0, float(shares[reached].sum()))
 
 
+def right_by_one_p(
+    ours_right: np.ndarray, other_right: np.ndarray, groups: Sequence[str | None] | None = None
+) -> float:
+    """Two-sided exact p-value of a difference between two shares of the same images: by image, or by whole groups.
+
+    Args:
+        ours_right, other_right: (images,) bool, or 0 and 1.
+        groups: Group of each image; None, or None of all: images are independent.
+    """
+    difference = np.asarray(ours_right, dtype=np.int64) - np.asarray(other_right, dtype=np.int64)
+    if groups is not None and are_grouped(groups):
+        return flip_p(_by_group(difference, groups))
+    return mcnemar_p(int((difference > 0).sum()), int((difference < 0).sum()))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values of several tests, corrected so that one false alarm among all of them is as rare as asked of one.
 
@@ -107,7 +122,7 @@ class ShareChange:
 
 
 IMAGES = "McNemar, exact; interval of Agresti and Min"
-GROUPS = "sign flips of whole groups, exact; bootstrap over groups, percentile"
+GROUPS = "sign flips of whole groups, exact; bootstrap over groups, one more than seen, Student's t"
 
 
 def share_change(
@@ -140,10 +155,8 @@ def share_change(
     difference = ours_right.astype(np.int64) - other_right
     gained, lost = int((difference > 0).sum()), int((difference < 0).sum())
     if are_grouped(groups):
-        p = flip_p(_by_group(difference, groups or ()))
         low, high = _over_groups(difference, groups, draws, seed, level)
     else:
-        p = mcnemar_p(gained, lost)
         low, high = _agresti_min(gained, lost, n, level)
     return ShareChange(
         ours=float(ours_right.mean()),
@@ -153,7 +166,7 @@ def share_change(
         high=high,
         gained=gained,
         lost=lost,
-        p=p,
+        p=right_by_one_p(ours_right, other_right, groups),
         n=n,
         method=GROUPS if are_grouped(groups) else IMAGES,
     )
@@ -178,10 +191,15 @@ def _by_group(difference: np.ndarray, groups: Sequence[str | None]) -> np.ndarra
 def _over_groups(
     difference: np.ndarray, groups: Sequence[str | None] | None, draws: int, seed: int, level: float
 ) -> tuple[float, float]:
+    """As that of Agresti and Min a group's worth wider than what was seen, for groups may all agree, or be one."""
+    from scipy.stats import t
+
     one_class = np.zeros(len(difference), dtype=np.int64)
     shares = [
         weights @ difference / weights.sum(axis=1) for weights in draw_weights(one_class, groups, draws, seed)
     ]
-    tail = (1 - level) / 2
-    low, high = np.quantile(np.concatenate(shares), [tail, 1 - tail])
-    return float(low), float(high)
+    count = group_count(groups) or len(difference)
+    freedom = max(1, count - 1)
+    variance = float(np.concatenate(shares).var()) * count / freedom + 1 / count**2
+    half = float(t.ppf((1 + level) / 2, freedom)) * variance**0.5
+    return max(-1.0, float(difference.mean()) - half), min(1.0, float(difference.mean()) + half)

@@ -13,17 +13,17 @@ from ..comparison import (
     COMPARED,
     LESS_IS_BETTER,
     Difference,
-    Scorer,
     aligned_rows,
-    mean_over_seeds,
     paired_differences,
 )
 from ..predictions import Predictions
-from ..resampling import are_grouped, draw_weights
-from ..seeds import interval_of_both, over_seeds
+from ..resampling import group_count
+from ..seeds import over_seeds
 from ..statistics import FEW_IMAGES
+from ..weighted_scorer import Scorer
 from .cells import KINDS, changed_cells, list_cells
 from .discordance import holm, share_change
+from .seed_intervals import MOST, ends_of_both, image_cells
 
 #: Cells a report lists; the CSV holds all.
 LISTED_CELLS = 200
@@ -72,7 +72,7 @@ def comparison_section(
         "other_revision": other.model_revision,
         "images": len(now),
         "unlabelled_images": len(ours) - len(now),
-        "groups": _count_groups(now),
+        "groups": group_count(now.groups),
         "level": level,
         "metrics": {name: _told(name, difference) for name, difference in found.items()},
         "small_classes": list(found["accuracy"].small_classes),
@@ -88,11 +88,6 @@ def _told(name: str, difference: Difference) -> dict[str, Any]:
     is_better = (difference.value < 0) == (name in LESS_IS_BETTER)
     verdict = ("better" if is_better else "worse") if difference.is_clear else "unclear"
     return {**difference.to_dict(), "verdict": verdict}
-
-
-def _count_groups(predictions: Predictions) -> int | None:
-    known = [group for group in predictions.groups if group is not None]
-    return len(set(known)) + len(predictions) - len(known) if are_grouped(predictions.groups) else None
 
 
 def _per_class(
@@ -133,8 +128,8 @@ def seeds_section(
 ) -> dict[str, Any]:
     """Mean, standard deviation and interval of systems that were trained with several seeds.
 
-    The interval is that over images and seeds (see `seeds.interval_of_both`): where another laboratory would find the
-    mean of as many seeds on as many other images.
+    The interval is that over images and seeds (see `seed_intervals`): where another laboratory would find the mean of
+    as many seeds on as many other images.
 
     Args:
         systems: Name -> predictions of each seed, all of the same labelled images.
@@ -142,8 +137,8 @@ def seeds_section(
         metrics: Some of `comparison.COMPARABLE`.
 
     Returns:
-        `systems`: name -> `{"seeds", "metrics": {name: {"mean", "sd", "low", "high", "values", "n"}}}`; `sd` is None
-        of one seed, and the interval then over images alone.
+        `systems`: name -> `{"seeds", "metrics": {name: {"mean", "sd", "low", "high", "method", "values", "n"}}}`; `sd`
+        is None of one seed, and the interval then over images alone; ends are None where `method` says why.
 
     Raises:
         DataError: Predictions are not of the same images, labels and classes, or a system has none.
@@ -165,27 +160,27 @@ def _summary(
     seed: int,
     level: float,
 ) -> dict[str, Any]:
-    labels, groups = aligned[0].labels, aligned[0].groups
+    labels = aligned[0].labels
     if not np.isin(labels, taxonomy.critical).any() or not taxonomy.safe:
         metrics = [name for name in metrics if name != "critical_to_safe"]
     scorers = [Scorer(one, taxonomy, counted) for one in aligned]
-    once = np.ones((1, len(labels)))
-    values = np.array([scorer(once, metrics)[0] for scorer in scorers])  # (seeds, metrics)
-    drawn = np.concatenate(
-        [mean_over_seeds(scorers, weights, metrics) for weights in draw_weights(labels, groups, draws, seed)]
-    )
-    deviations = np.nanstd(drawn, axis=0, ddof=1)
+    values = np.array(
+        [scorer(np.ones((1, len(labels))), metrics)[0] for scorer in scorers]
+    )  # (seeds, metrics)
+    options = {"draws": draws, "seed": seed, "level": level}
+    cells = image_cells(aligned, scorers, metrics, **options)
     told = {}
     for place, name in enumerate(metrics):
         mean, spread = over_seeds(values[:, place].tolist())
-        low, high = interval_of_both(mean, float(deviations[place]), [(spread, len(aligned))], level)
-        top = np.inf if name == "nll" else 2.0 if name == "brier" else 1.0
+        most = MOST.get(name, 1.0)
+        low, high = ends_of_both(mean, cells[name], spread, len(aligned), level=level, most=most)
         told[name] = {
             "mean": mean,
             "sd": spread,
-            "low": max(0.0, low),
-            "high": min(float(top), high),
+            "low": low,
+            "high": high,
+            "method": cells[name]["method"],
             "values": values[:, place].tolist(),
-            "n": len(labels),
+            "n": cells[name]["n"],
         }
     return {"seeds": len(aligned), "metrics": told}

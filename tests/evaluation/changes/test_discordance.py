@@ -78,6 +78,29 @@ def test_copies_within_groups_prove_nothing() -> None:
     assert 0 < lonely.p <= 1
 
 
+def test_groups_that_agree_are_no_certainty() -> None:
+    """By hand: one group knows nothing; of four that agree the spread of one more is 1 / 4, by Student's t of 3."""
+    ours, other = np.ones(100, bool), np.zeros(100, bool)
+    one = share_change(ours, other, ["a"] * 100)
+    assert (one.low, one.high, one.p) == (-1.0, 1.0, 1.0)
+    four = share_change(ours, other, [f"g{i % 4}" for i in range(100)])
+    assert (four.low, four.high) == pytest.approx((1 - 3.182 / 4, 1.0), abs=1e-3)
+
+
+@pytest.mark.parametrize("count", [3, 5, 10, 25])
+def test_the_interval_over_groups_covers(count: int) -> None:
+    """Of 400 samples of patients who differ at least 93 in a hundred hold the truth (standard error 1.1)."""
+    rng = np.random.default_rng(count)
+    groups = [f"g{i % count}" for i in range(20 * count)]
+    hits = 0
+    for number in range(400):
+        by_group = np.tile(rng.uniform(0.1, 0.5, count), 20)  # how often the first alone is right
+        ours = rng.random(20 * count) < by_group
+        found = share_change(ours, np.zeros_like(ours), groups, draws=200, seed=number)
+        hits += found.low <= 0.3 <= found.high
+    assert 0.93 * 400 <= hits
+
+
 def test_the_interval_covers() -> None:
     """Of 2,000 simulated comparisons of 40 images 93 to 98 % hold the truth (standard error .5)."""
     rng = np.random.default_rng(3)
