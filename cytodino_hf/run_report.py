@@ -116,27 +116,38 @@ def write_whole_report(
 ) -> dict[str, Any]:
     """`write_report`, and beside it the cells a person should look at and, of a comparison, those that changed."""
     report = write_report(folder, predictions, context, draws=draws, seed=seed)
-    evidence, section = context.evidence, report["parts"].get("selective")
-    if evidence is not None and section is not None:
-        scored = predictions[report["reported_fold"]]
-        calibration = evidence.fitted.calibration
-        # The section is calibrated only where there was a fold to try it on.
-        if section["is_calibrated"] and calibration is not None:
-            scored = calibration.of(scored)
-        point = section["per_class_point"]
-        cells = review_list(
-            scored,
-            context.taxonomy,
-            score=section["score_in_use"],
-            threshold=point["threshold"] if point else None,
-        )
-        write_review(folder / REVIEW_FILE, cells)
-        if evidence.other is not None:
-            own = predictions[report["reported_fold"]]
-            write_changed_cells(folder / CHANGED_FILE, own, evidence.other[1], context.taxonomy)
-    if evidence is None or evidence.other is None:
+    _keep_review(folder / REVIEW_FILE, predictions, context, report)
+    evidence, fold = context.evidence, report["reported_fold"]
+    if evidence is not None and evidence.other is not None and fold is not None:
+        write_changed_cells(folder / CHANGED_FILE, predictions[fold], evidence.other[1], context.taxonomy)
+    else:
         (folder / CHANGED_FILE).unlink(missing_ok=True)
     return report
+
+
+def _keep_review(
+    path: Path, predictions: Mapping[str, Predictions], context: ReportContext, report: Mapping[str, Any]
+) -> None:
+    """Write the cells a person should look at, which needs no label; a list of an earlier report does not stay."""
+    folds, evidence = report["review_folds"], context.evidence
+    if evidence is None or not folds:
+        path.unlink(missing_ok=True)
+        return
+    # A threshold is chosen where the test fold has labels to try it on; otherwise all cells are ranked.
+    section = report["parts"].get("selective") if folds == [report["reported_fold"]] else None
+    point = section["per_class_point"] if section else None
+    asked = {"score": point["score"], "threshold": point["threshold"]} if point else {}
+    calibration = evidence.fitted.calibration
+    cells = [
+        cell
+        for fold in folds
+        for cell in review_list(
+            predictions[fold] if calibration is None else calibration.of(predictions[fold]),
+            context.taxonomy,
+            **asked,
+        )
+    ]
+    write_review(path, sorted(cells, key=lambda cell: -cell.score))
 
 
 class PicturesById:

@@ -29,6 +29,7 @@ from .plots import (
 from .predictions import Predictions
 from .report_parts import PARTS, Asked, Drawn, Evidence, Format, build_parts, draw_parts
 from .resampling import are_grouped
+from .selective.review import review_folds
 from .statistics import FEW_IMAGES
 from .threads import one_thread
 
@@ -136,6 +137,7 @@ def build_report(
             "intervals": {"level": level, "draws": draws, "seed": seed},
             **sections,
             "reported_fold": scored[0] if scored else None,
+            "review_folds": review_folds(predictions) if context.evidence is not None else [],
             "parts": parts,
             "taxonomy": context.taxonomy.to_dict(),
             "train_classes": list(context.train_classes),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +90,12 @@ def review_list(
         )
         for row in ranked
     ]
+
+
+def review_folds(predictions: Mapping[str, Predictions]) -> list[str]:
+    """Names of the folds whose cells are reviewed: the test fold, or all where it has no image; labelled or not."""
+    folds = [fold for fold, one in predictions.items() if len(one)]
+    return ["test"] if "test" in folds else folds
 
 
 def write_review(path: Path, cells: Sequence[ReviewCell]) -> None:
