@@ -97,6 +97,8 @@ def evaluate_run(
         embeddings=embeddings,
         fitted=fitted,
         baselines=run.baselines(),
+        baseline_notes=run.baseline_notes(),
+        baselines_gap=run.baselines_gap(),
         is_pretrained=run.recipe["model"].get("backbone") is not None,
         copies=old.get("copies"),
         stain=old.get("stain"),
@@ -153,6 +155,7 @@ def evaluate_predictions(
     evidence = Evidence(
         embeddings=embeddings,
         fitted=fit(predictions, embeddings, found.classes, seed),
+        baselines_gap="a file of predictions holds no answers of any, and no image is read here",
         other=other,
     )
     data = {

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .errors import DataError
-from .evaluation.baselines import BASELINES
+from .evaluation.baselines import BASELINES, kept_notes
 from .evaluation.calibration.artifact import CALIBRATION_FILE
 from .evaluation.ood.detector import OOD_FILE
 from .evaluation.predictions import Predictions
@@ -67,7 +67,7 @@ class KeptRun:
             {fold: Predictions.from_parquet(file) for fold, file in there.items()},
             _document(path / "recipe.json"),
             kept_report(path / "report"),
-            Taxonomy.from_dict(_document(path / "config.json")["taxonomy"]),
+            _taxonomy(path / "config.json"),
         )
 
     @property
@@ -126,15 +126,30 @@ class KeptRun:
         lost = {OOD_FILE: " and ".join(dict.fromkeys(gone.values()))} if gone else {}
         return lost | ({CALIBRATION_FILE: gone["calibration"]} if "calibration" in gone else {})
 
+    @property
+    def _baselines_folder(self) -> Path:
+        return self.path / "predictions" / "baselines"
+
+    def baseline_notes(self) -> dict[str, str]:
+        """Baseline -> what a reader must know of how it went."""
+        return kept_notes(self._baselines_folder)
+
     def baselines(self) -> dict[str, dict[str, Predictions]]:
         """Baseline -> fold -> its predictions, of those that are kept."""
-        folder = self.path / "predictions" / "baselines"
+        folder = self._baselines_folder
         files = {name: folder / f"{name}.parquet" for name in BASELINES}
         answers = {name: Predictions.from_parquet(file) for name, file in files.items() if file.is_file()}
         return {
             name: {fold: part for fold in SCORED_FOLDS if len(part := answer.fold(fold))}
             for name, answer in answers.items()
         }
+
+    def baselines_gap(self) -> str:
+        """Why no answer of a baseline is kept."""
+        asked = self.recipe.get("evaluation", {}).get("baselines")
+        if asked is None:
+            return "the RUN was made by an earlier version, which asked none"
+        return "predictions/baselines is missing" if asked else "evaluation.baselines is false"
 
     def averaged(self) -> Predictions | None:
         """The test fold averaged over the symmetries of the square, where these weights were asked."""
@@ -152,6 +167,15 @@ class KeptRun:
             if file.is_file():
                 kept[name] = ([cell["id"] for cell in gallery["cells"]], file.read_bytes())
         return kept
+
+
+def _taxonomy(path: Path) -> Taxonomy:
+    try:
+        return Taxonomy.from_dict(_document(path).get("taxonomy") or {})
+    except (ValueError, AttributeError) as error:
+        raise DataError(
+            f"{path}: does not say what the labels mean ({error}); bring it back from a copy of the RUN"
+        ) from error
 
 
 def _document(path: Path) -> Any:

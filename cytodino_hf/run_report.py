@@ -14,7 +14,7 @@ import numpy as np
 from .data.appearance import APPEARANCE_FILE, measure_appearance
 from .data.pictures import pictures_of
 from .errors import DataError
-from .evaluation.baselines import baseline_predictions
+from .evaluation.baselines import baseline_predictions, kept_notes
 from .evaluation.changes.cells import write_changed_cells
 from .evaluation.companions import bind_companions
 from .evaluation.data_questions.copies import copies_section
@@ -88,15 +88,15 @@ def _evidence(
 ) -> Evidence:
     """What the parts rest on: also what images and the backbone before fine-tuning say."""
     settings, images = recipe.evaluation, split.images
-    baselines = (
-        baseline_predictions(recipe, split, run.predictions / "baselines", run.base)
-        if settings.baselines and predictions
-        else {}
-    )
+    kept = run.predictions / "baselines"
+    is_asked = settings.baselines and bool(predictions)
+    baselines = baseline_predictions(recipe, split, kept, run.base) if is_asked else {}
     return Evidence(
         embeddings=embeddings,
         fitted=fitted,
         baselines=baselines,
+        baseline_notes=kept_notes(kept) if is_asked else {},
+        baselines_gap="evaluation.baselines is false" if not settings.baselines else "no fold is scored",
         is_pretrained=recipe.model.backbone is not None,
         copies=_copies(recipe, split),
         stain=stain_section(

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..taxonomy import Taxonomy
 from .baselines import BASELINES, HAVE_PROBABILITIES
-from .comparison import LESS_IS_BETTER, aligned_rows, paired_differences
+from .comparison import LESS_IS_BETTER, aligned_rows, ends_told, paired_differences
 from .delta_intervals import positive_interval, spread_of
 from .grouped import group_draws
 from .metrics import confusion_matrix
@@ -33,6 +33,7 @@ def baselines_section(
     train_classes: Sequence[str],
     *,
     is_pretrained: bool = True,
+    notes: Mapping[str, str] | None = None,
     draws: int = 2000,
     seed: int = 0,
     level: float = 0.95,
@@ -47,12 +48,13 @@ def baselines_section(
         taxonomy: The classes.
         train_classes: Codes of the classes with an image in the training fold; macro metrics are over these.
         is_pretrained: The backbone had learnt something before.
+        notes: Name -> what else a reader must know of it (`baselines.kept_notes`).
         draws, seed, level: Of the bootstrap.
 
     Returns:
         `systems` (ours first, each with metrics, intervals and n), `differences` (ours minus each), `beaten` and
-        `not_beaten` (names), and `verdict` (sentences). Without number and with a `why` where there is no baseline
-        or no image of a training class to score.
+        `not_beaten` (names), `verdict` and `notes` (sentences). Without number and with a `why` where there is no
+        baseline or no image of a training class to score.
 
     Raises:
         DataError: The predictions are not of the same images, labels and classes, or not finite.
@@ -69,6 +71,7 @@ def baselines_section(
             "beaten": [],
             "not_beaten": [],
             "verdict": [],
+            "notes": [],
         }
     (model,) = aligned_rows([ours], [ours], taxonomy)
     others = {name: aligned_rows([one], [ours], taxonomy)[0] for name, one in baselines.items()}
@@ -98,13 +101,16 @@ def baselines_section(
         "beaten": beaten,
         "not_beaten": [name for name in differences if name not in beaten],
         "verdict": _sentences(differences, level) + ([] if is_pretrained else [_UNTRAINED_NOTE]),
+        "notes": [
+            f"{BASELINES[name][0]}: {note}" for name, note in (notes or {}).items() if name in differences
+        ],
     }
 
 
 def _why_not(ours: Predictions, baselines: Mapping[str, Predictions], counted: np.ndarray) -> str | None:
     known = ours.labels[ours.labels >= 0]
     if not baselines:
-        return "no baseline was computed (evaluation.baselines false, or no fold to score)"
+        return "no baseline was computed"
     if not len(known) or not counted[known].any():
         return "the fold has no labelled image of a training class"
     return None
@@ -164,20 +170,21 @@ def _sentences(differences: Mapping[str, Any], level: float) -> list[str]:
     for name, rows in differences.items():
         row = rows[metric]
         if row["verdict"] in words:
-            found.append(
-                f"{words[row['verdict']].format(BASELINES[name][0])} in macro F1: difference {row['value']:+.3f} "
-                f"({100 * level:.0f} % interval {row['low_of_both']:+.3f} to {row['high_of_both']:+.3f}, "
-                f"n = {row['n']:,})."
-            )
+            beaten = words[row["verdict"]].format(BASELINES[name][0])
+            doubt = f"; {row['doubt']}" if row["doubt"] else ""
+            found.append(f"{beaten} in macro F1: difference {_numbers(row, level)}{doubt}.")
     if found:
         return found
     closest = min(differences, key=lambda name: differences[name][metric]["value"])
     row = differences[closest][metric]
     return [
         f"Fine-tuning beats all {len(differences)} baselines in macro F1; the closest is {BASELINES[closest][0]}: "
-        f"difference {row['value']:+.3f} ({100 * level:.0f} % interval {row['low_of_both']:+.3f} to "
-        f"{row['high_of_both']:+.3f}, n = {row['n']:,})."
+        f"difference {_numbers(row, level)}."
     ]
+
+
+def _numbers(row: Mapping[str, Any], level: float) -> str:
+    return f"{row['value']:+.3f} ({100 * level:.0f} % interval {ends_told(row)}, n = {row['n']:,})"
 
 
 def draw_baselines(section: Mapping[str, Any]) -> Figure:

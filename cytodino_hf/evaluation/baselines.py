@@ -20,7 +20,7 @@ from ..data.samples import FOLDS
 from ..errors import DataError
 from ..files import write_json
 from .features import frozen_features
-from .linear_probe import MAX_ITERATIONS, fit_logistic, log_shares
+from .linear_probe import MAX_ITERATIONS, LogisticProbe, fit_logistic, log_shares
 from .neighbours import NEIGHBOURS, TEMPERATURE, knn_probabilities
 from .predictions import Predictions
 
@@ -57,7 +57,7 @@ BASELINES: dict[str, tuple[str, str]] = {
 #: Baselines whose answers are meant as probabilities.
 HAVE_PROBABILITIES = (MAJORITY, LOGISTIC)
 # Raise it with any change of how baselines are made that `BASELINES` does not tell.
-_VERSION = 1
+_VERSION = 2
 _RECORD = "baselines.json"
 
 
@@ -90,14 +90,29 @@ def baseline_predictions(
     record = folder / _RECORD
     known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     if known.get("key") != key:
-        names = _ask(recipe, images, asked, folder, base)
-        write_json(record, {"key": key, "baselines": names})  # last: it says that the files are whole
-        known = {"baselines": names}
+        notes = _ask(recipe, images, asked, folder, base)
+        known = {
+            "key": key,
+            "baselines": list(notes),
+            "notes": {name: note for name, note in notes.items() if note},
+        }
+        write_json(record, known)  # last: it says that the files are whole
     answers = {name: Predictions.from_parquet(folder / f"{name}.parquet") for name in known["baselines"]}
     return {
         name: {fold: part for fold in FOLDS if len(part := answer.fold(fold))}
         for name, answer in answers.items()
     }
+
+
+def kept_notes(folder: Path) -> dict[str, str]:
+    """Baseline -> what a reader must know of how it went; empty where nothing is kept there.
+
+    Args:
+        folder: As of `baseline_predictions`.
+    """
+    record = folder / _RECORD
+    found = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    return dict(found.get("notes", {}))
 
 
 def _key(recipe: Recipe, split: Split) -> str:
@@ -117,8 +132,10 @@ def _key(recipe: Recipe, split: Split) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def _ask(recipe: Recipe, images: CellImages, asked: list[int], folder: Path, base: Path | None) -> list[str]:
-    """Compute all answers and keep them; the names of those that could be given."""
+def _ask(
+    recipe: Recipe, images: CellImages, asked: list[int], folder: Path, base: Path | None
+) -> dict[str, str | None]:
+    """Compute all answers and keep them; the names of those that could be given, with what there is to note."""
     import torch
 
     from ..data.dataset import CellDataset
@@ -137,18 +154,18 @@ def _ask(recipe: Recipe, images: CellImages, asked: list[int], folder: Path, bas
     train = np.flatnonzero(np.array(images.folds, dtype=object) == "train")
     labels = np.asarray(images.labels, dtype=np.int64)
     rows = images.select(asked)
-    names = []
-    for name, logits in answers(features[train], labels[train], features[asked], len(images.taxonomy)):
+    notes = {}
+    for name, logits, note in answers(features[train], labels[train], features[asked], len(images.taxonomy)):
         revision = f"baseline {name} of {recipe.model.backbone or 'a backbone from scratch'}"
         as_predictions(rows, logits, revision).to_parquet(folder / f"{name}.parquet")
-        names.append(name)
-    return names
+        notes[name] = note
+    return notes
 
 
 def answers(
     train: np.ndarray, labels: np.ndarray, queries: np.ndarray, num_classes: int
-) -> Iterator[tuple[str, np.ndarray]]:
-    """What every baseline says: its name and float32 logits (queries, classes).
+) -> Iterator[tuple[str, np.ndarray, str | None]]:
+    """What every baseline says: its name, float32 logits (queries, classes), and what a reader must know of it.
 
     Args:
         train: (images, width) features of the training fold.
@@ -157,14 +174,19 @@ def answers(
         num_classes: Classes of the taxonomy.
     """
     shares = np.bincount(labels, minlength=num_classes) / len(labels)
-    yield MAJORITY, np.tile(log_shares(shares), (len(queries), 1))
+    yield MAJORITY, np.tile(log_shares(shares), (len(queries), 1)), None
     for k in NEIGHBOURS:
-        yield f"knn_{k}", log_shares(knn_probabilities(train, labels, queries, k, num_classes))
+        yield f"knn_{k}", log_shares(knn_probabilities(train, labels, queries, k, num_classes)), None
     if len(np.unique(labels)) > 1:
         probe = fit_logistic(train, labels, num_classes)
-        if not probe.converged:
-            logger.warning("the logistic baseline did not converge in %d iterations", MAX_ITERATIONS)
-        yield LOGISTIC, probe.log_probabilities(queries).astype(np.float32)
+        yield LOGISTIC, probe.log_probabilities(queries).astype(np.float32), _note_of(probe)
+
+
+def _note_of(probe: LogisticProbe) -> str | None:
+    if probe.converged:
+        return None
+    logger.warning("the logistic baseline did not converge in %d iterations", MAX_ITERATIONS)
+    return f"its fit did not converge in {MAX_ITERATIONS} iterations, so it may be better than shown"
 
 
 def own_backbone(recipe: Recipe, base: Path | None = None) -> nn.Module:

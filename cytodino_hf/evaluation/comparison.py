@@ -16,7 +16,7 @@ Source: Efron and Tibshirani 1993, chapters 8, 10 and 13 (paired, stratified boo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -210,6 +210,13 @@ def _doubt(basis: Basis, level: float) -> str | None:
     return None
 
 
+def ends_told(row: Mapping[str, Any]) -> str:
+    """The interval over images and seeds of a difference in plain values, in words."""
+    if row["low_of_both"] is None:
+        return "no interval"
+    return f"{row['low_of_both']:+.3f} to {row['high_of_both']:+.3f}"
+
+
 def bootstrap_intervals(
     system: Sequence[Predictions],
     taxonomy: Taxonomy,
@@ -244,7 +251,10 @@ def bootstrap_intervals(
         once = [scorer.gaps(np.ones((1, len(labels))))[0] for scorer in scorers]
         again = [np.concatenate(gaps).std(axis=0) for gaps in zip(*(gaps for _, gaps in chunks), strict=True)]
         low[list(metrics).index("ece")] -= np.mean(
-            [largest_bias(*pair).sum() for pair in zip(once, again, strict=True)]
+            [
+                largest_bias(gaps, np.maximum(deviations, scorer.terms.noise)).sum()
+                for gaps, deviations, scorer in zip(once, again, scorers, strict=True)
+            ]
         )
         methods["ece"] = EXTENDED
     return {

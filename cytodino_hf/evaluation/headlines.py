@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .comparison import ends_told
+
 
 def headlines(parts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The sentences, in the order of the page; a part without values has none.
@@ -46,7 +48,7 @@ def _comparison(section: Mapping[str, Any]) -> str:
     words = {"better": "is better", "worse": "is worse", "unclear": "is not clearly better or worse"}
     return (
         f"It {words[row['verdict']]} than {section['other']} in macro F1: difference {row['value']:+.3f} "
-        f"({row['low']:+.3f} to {row['high']:+.3f})."
+        f"({ends_told(row)})."
     )
 
 

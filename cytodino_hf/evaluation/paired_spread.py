@@ -72,7 +72,7 @@ def paired_bases(
     rows_of = {"critical_to_safe": np.flatnonzero(np.isin(labels, taxonomy.critical))}
     everything = np.arange(len(labels))
     hits = [np.mean([scorer.right() for scorer in system], axis=0) for system in (first, second)]
-    p = right_by_one_p(*hits, groups) if len(first) == len(second) == 1 else None
+    p = right_by_one_p(hits[0], hits[1], groups) if len(first) == len(second) == 1 else None
     unseen = _unseen_spread([*first, *second], groups)
     found = []
     for place, name in enumerate(metrics):

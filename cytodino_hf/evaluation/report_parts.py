@@ -56,6 +56,7 @@ class Evidence:
         embeddings: Fold -> float32 (images, width), rows as the predictions.
         fitted: What was fitted on the calibration fold.
         baselines: Baseline -> fold -> predictions.
+        baseline_notes, baselines_gap: What a reader must know of each baseline; why there is none.
         is_pretrained: The backbone had learnt something before.
         copies, stain: Sections of these names (see `data_questions`).
         other: (name, predictions) of another run on the same images, to compare with.
@@ -67,6 +68,8 @@ class Evidence:
     embeddings: Mapping[str, np.ndarray] = field(default_factory=dict)
     fitted: Fitted = field(default_factory=Fitted)
     baselines: Mapping[str, Mapping[str, Predictions]] = field(default_factory=dict)
+    baseline_notes: Mapping[str, str] = field(default_factory=dict)
+    baselines_gap: str = "none is kept"
     is_pretrained: bool = True
     copies: Mapping[str, Any] | None = None
     stain: Mapping[str, Any] | None = None
@@ -121,15 +124,17 @@ class Part:
 
 
 def _baselines(asked: Asked) -> dict[str, Any] | str:
-    baselines = _baselines_of(asked)
+    baselines, evidence = _baselines_of(asked), asked.evidence
     if not baselines:
-        return "No baseline was computed (evaluation.baselines is false, or there is no fold to score)."
+        why = f"none answered the {asked.fold} fold" if evidence.baselines else evidence.baselines_gap
+        return f"No baseline stands beside: {why}."
     return baselines_section(
         asked.scored,
         baselines,
         asked.taxonomy,
         asked.train_classes,
-        is_pretrained=asked.evidence.is_pretrained,
+        is_pretrained=evidence.is_pretrained,
+        notes=evidence.baseline_notes,
         **asked.drawn,
     )
 
@@ -145,15 +150,19 @@ def _comparison(asked: Asked) -> dict[str, Any] | None:
     if asked.evidence.other is None:
         return None
     name, other = asked.evidence.other
-    counted = np.array([code in asked.train_classes for code in asked.taxonomy.codes])
     return comparison_section(
         asked.scored,
         other,
         asked.taxonomy,
         names=(asked.name, name),
-        classes_counted=counted,
+        classes_counted=_counted(asked),
         **asked.drawn,
     )
+
+
+def _counted(asked: Asked) -> np.ndarray:
+    """(K,) bool, the classes of the training fold, over which means are taken."""
+    return np.array([code in asked.train_classes for code in asked.taxonomy.codes])
 
 
 def _calibration(asked: Asked) -> dict[str, Any]:
@@ -226,7 +235,8 @@ def _test_time(asked: Asked) -> dict[str, Any] | None:
     averaged = asked.evidence.averaged
     if averaged is None or asked.fold != "test":
         return None
-    return symmetries_section(asked.scored, averaged, asked.taxonomy, **asked.drawn)
+    counted = _counted(asked)
+    return symmetries_section(asked.scored, averaged, asked.taxonomy, classes_counted=counted, **asked.drawn)
 
 
 def _data(asked: Asked) -> dict[str, Any]:

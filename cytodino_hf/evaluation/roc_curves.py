@@ -106,8 +106,9 @@ def roc_section(
             value = ranking.auroc - rankings[0].auroc
             entry["difference"] = {
                 "value": value,
-                "low": value - half,
-                "high": value + half,
+                # Two rankings that differ in no image do not tell how sure that is.
+                "low": value - half if half else None,
+                "high": value + half if half else None,
                 "n": len(labels),
             }
         section["curves"].append(entry)

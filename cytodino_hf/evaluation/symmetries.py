@@ -118,6 +118,7 @@ def symmetries_section(
     averaged: Predictions,
     taxonomy: Taxonomy,
     *,
+    classes_counted: np.ndarray | None = None,
     draws: int = 1000,
     seed: int = 0,
     level: float = 0.95,
@@ -128,12 +129,12 @@ def symmetries_section(
         plain: Answers to the pictures as they are.
         averaged: Of `score_with_symmetries`, to the same pictures.
         taxonomy: The classes, in label order.
-        draws, seed, level: Of the paired bootstrap (`comparison.paired_differences`).
+        classes_counted, draws, seed, level: Of the paired bootstrap (`comparison.paired_differences`).
 
     Returns:
         `images`, `views`, `how`; `metrics`: one row a metric with both values, the difference (averaged minus plain)
-        and its interval; `changed`: how many answers became right, became wrong, or went from one mistake to another,
-        and the p value of McNemar's exact test (None where no answer changed between right and wrong, or images belong
+        and its interval (ends of None where `doubt` says why); `changed`: how many answers became right, became wrong,
+        or went from one mistake to another, and the p value of McNemar's exact test (None where no answer changed between right and wrong, or images belong
         to groups). `metrics` is empty and `why` says so where no image has a label.
 
     Raises:
@@ -143,7 +144,9 @@ def symmetries_section(
     section: dict[str, Any] = {"views": SYMMETRIES, "how": _HOW, "images": n, "why": None, "metrics": []}
     if not n:
         return {**section, "changed": None, "why": "No image has a label, so nothing can be compared."}
-    found = paired_differences([averaged], [plain], taxonomy, _COMPARED, draws, seed, level=level)
+    found = paired_differences(
+        [averaged], [plain], taxonomy, _COMPARED, draws, seed, classes_counted=classes_counted, level=level
+    )
     for name, difference in found.items():
         section["metrics"].append(
             {
@@ -156,6 +159,7 @@ def symmetries_section(
                 "n": difference.n,
                 "less_is_better": name in LESS_IS_BETTER,
                 "is_clear": difference.is_clear,
+                "doubt": difference.doubt,
                 "small_classes": list(difference.small_classes),
             }
         )

@@ -48,10 +48,11 @@ def _gains(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.axvline(0, color=GREY, linewidth=1)
     for place, row in enumerate(rows):
         sign = -1 if row["less_is_better"] else 1
-        low, high = sorted((sign * row["low"], sign * row["high"]))
         # Shape and colour both tell a clear difference from one that may be none.
         colour, marker = (BLUE, "o") if row["is_clear"] else (ORANGE, "D")
-        axes.hlines(place, low, high, color=colour, linewidth=3, alpha=0.55)
+        if row["low"] is not None:
+            low, high = sorted((sign * row["low"], sign * row["high"]))
+            axes.hlines(place, low, high, color=colour, linewidth=3, alpha=0.55)
         axes.plot(sign * row["difference"], place, marker, color=colour, markersize=6)
     axes.set_yticks(range(len(rows)), labels=[_NAMES[row["name"]] for row in rows], fontsize=8, color=INK)
     axes.set_ylim(len(rows) - 0.4, -0.6)

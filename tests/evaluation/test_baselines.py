@@ -20,9 +20,18 @@ from cytodino_hf.errors import DataError
 from cytodino_hf.evaluation import baselines as module
 from cytodino_hf.evaluation import report
 from cytodino_hf.evaluation.baseline_report import SHOWN, baselines_section, draw_baselines
-from cytodino_hf.evaluation.baselines import BASELINES, answers, baseline_predictions, own_backbone
+from cytodino_hf.evaluation.baselines import (
+    BASELINES,
+    answers,
+    baseline_predictions,
+    kept_notes,
+    own_backbone,
+)
 from cytodino_hf.evaluation.plots import figure_bytes
 from cytodino_hf.evaluation.predictions import Predictions, softmax
+from cytodino_hf.evaluation.report_parts import PARTS as PARTS_TABLE
+from cytodino_hf.evaluation.report_parts import Asked, Evidence
+from cytodino_hf.kept_run import KeptRun
 from cytodino_hf.page import render_template
 from cytodino_hf.recipe import Recipe, parse_recipe
 from cytodino_hf.taxonomy import MLL
@@ -64,7 +73,7 @@ def test_answers_are_those_of_scikit_learn() -> None:
     labels = np.repeat([0, 2], [30, 10])
     train = rng.normal(0, 1, (40, 6)) + 2 * labels[:, None]
     queries = rng.normal(0, 1, (9, 6)) + np.repeat([0, 4, 2], 3)[:, None]
-    found = dict(answers(train, labels, queries, 3))
+    found = {name: logits for name, logits, _ in answers(train, labels, queries, 3)}
     assert list(found) == list(BASELINES)
     np.testing.assert_allclose(softmax(found["majority"])[0], [0.75, 0, 0.25], atol=1e-6)
     nearest = KNeighborsClassifier(1, metric="cosine", algorithm="brute").fit(train, labels).predict(queries)
@@ -76,7 +85,8 @@ def test_answers_are_those_of_scikit_learn() -> None:
 
 
 def test_one_class_to_learn_from_leaves_logistic_regression_out() -> None:
-    found = dict(answers(np.eye(3), np.zeros(3, dtype=int), np.ones((2, 3)), 2))
+    given = answers(np.eye(3), np.zeros(3, dtype=int), np.ones((2, 3)), 2)
+    found = {name: logits for name, logits, _ in given}
     assert list(found) == ["majority", "knn_1", "knn_20"]
     assert all((logits.argmax(1) == 0).all() for logits in found.values())
 
@@ -150,6 +160,31 @@ def test_a_start_that_was_killed_begins_anew(
     assert list(baseline_predictions(recipe, split, tmp_path)) == list(BASELINES)
 
 
+def test_a_fit_that_did_not_converge_is_kept_and_said(
+    loaded: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, split = loaded
+    baseline_predictions(recipe, split, tmp_path / "well")
+    assert kept_notes(tmp_path / "well") == kept_notes(tmp_path / "nothing") == {}
+    fit = module.fit_logistic
+    monkeypatch.setattr(module, "fit_logistic", lambda *given: replace(fit(*given), converged=False))
+    baseline_predictions(recipe, split, tmp_path / "badly")
+    monkeypatch.undo()
+    baseline_predictions(recipe, split, tmp_path / "badly")  # what is kept knows it
+    notes = kept_notes(tmp_path / "badly")
+    assert list(notes) == ["logistic"]
+    assert "did not converge in 1000 iterations" in notes["logistic"]
+    section = baselines_section(
+        say(1, 1), {"logistic": say(0.2, 2)}, TAXONOMY, TAXONOMY.codes, notes=notes, draws=50
+    )
+    page = render_template(PARTS / "baselines.html", {}, section=section, figures={})
+    assert f"logistic, frozen: {notes['logistic']}" in page.replace("&#39;", "'")
+    without = baselines_section(
+        say(1, 1), {"knn_1": say(0.2, 2)}, TAXONOMY, TAXONOMY.codes, notes=notes, draws=50
+    )
+    assert without["notes"] == []
+
+
 def test_no_fold_to_score_and_no_training_image(loaded: tuple, tmp_path: Path) -> None:
     recipe, split = loaded
     train = replace(split, images=split.images.fold("train"))
@@ -211,6 +246,42 @@ def test_nothing_to_compare_says_why() -> None:
     assert "no labelled image" in baselines_section(ours, {"knn_1": ours}, TAXONOMY, [])["why"]
     page = render_template(PARTS / "baselines.html", {}, section=section, figures={})
     assert "No baseline: the fold has no labelled image" in page
+
+
+def test_six_images_prove_nothing() -> None:
+    ours, majority = say(9, 1, 6), say(9, 2, 6)
+    majority = replace(majority, logits=np.tile([1.0, 0.0, 0.0], (6, 1)).astype(np.float32))
+    others = {"majority": majority, "knn_1": say(9, 2, 6)}
+    section = baselines_section(ours, others, TAXONOMY, TAXONOMY.codes, draws=100)
+    assert section["beaten"] == []
+    for found in section["differences"].values():
+        assert not {row["verdict"] for row in found.values()} & {"better", "worse"}
+        assert all(
+            row["low_of_both"] is None or row["low_of_both"] < row["high_of_both"] for row in found.values()
+        )
+    assert section["differences"]["knn_1"]["macro_f1"]["low_of_both"] < -0.2
+    assert section["differences"]["knn_1"]["critical_to_safe"]["n"] == 2
+    assert section["verdict"][0].endswith("n = 6); they differ in 4 images, fewer than 10.")
+    json.dumps(section, allow_nan=False)
+
+
+def test_why_there_is_no_baseline_is_true(tmp_path: Path) -> None:
+    def why(evidence: Evidence) -> str:
+        ours = say(1, 1)
+        drawn = {"draws": 10, "seed": 0, "level": 0.95}
+        asked = Asked("run", "test", ours, {"test": ours}, TAXONOMY, TAXONOMY.codes, {}, evidence, drawn)
+        section = PARTS_TABLE["baselines"].section(asked)
+        assert isinstance(section, str)
+        return section
+
+    def gap(evaluation: dict) -> str:
+        return KeptRun(tmp_path, {}, {"evaluation": evaluation}, {}, TAXONOMY).baselines_gap()
+
+    assert why(Evidence(baselines_gap="a reason")) == "No baseline stands beside: a reason."
+    assert "none answered the test fold" in why(Evidence(baselines={"knn_1": {"validation": say(1, 2)}}))
+    assert gap({"baselines": False}) == "evaluation.baselines is false"
+    assert "earlier version" in gap({})
+    assert gap({"baselines": True}) == "predictions/baselines is missing"
 
 
 def test_the_figure_and_the_page() -> None:

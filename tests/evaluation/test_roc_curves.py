@@ -86,6 +86,17 @@ def test_scores_differ_where_probabilities_are_one() -> None:
     assert scores.tolist() == pytest.approx([80 - np.log(2), 90 - np.log(2), -800.0])
 
 
+def test_two_equal_rankings_have_no_interval_of_their_difference() -> None:
+    section = roc_section({"a": say(1.0, 1), "b": say(1.0, 1)}, TAXONOMY)
+    difference = section["curves"][1]["difference"]
+    assert (difference["value"], difference["low"], difference["high"]) == (0.0, None, None)
+    page = render_template(
+        Path(report.__file__).parent / "parts" / "roc.html", {}, section=section, figures={}
+    )
+    assert '+0.000 <span class="range">no interval' in page
+    json.dumps(section, allow_nan=False)
+
+
 def test_what_counts_as_positive() -> None:
     assert positive_labels(TAXONOMY) == (0,)
     plain = Taxonomy("plain", (CellClass("no", "no", "a"), CellClass("yes", "yes", "a")))

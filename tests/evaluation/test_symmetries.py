@@ -18,8 +18,10 @@ from cytodino_hf.data.dataset import CellDataset
 from cytodino_hf.data.sources import SOURCES
 from cytodino_hf.errors import DataError
 from cytodino_hf.evaluation import symmetries
+from cytodino_hf.evaluation.fold_report import fold_section
 from cytodino_hf.evaluation.plots import figure_bytes
 from cytodino_hf.evaluation.predictions import Predictions
+from cytodino_hf.evaluation.report_parts import PARTS, Asked, Evidence
 from cytodino_hf.evaluation.scoring import predict
 from cytodino_hf.evaluation.symmetries_figures import draw_symmetries
 from cytodino_hf.model.configuration_cytodino import CytoDinoConfig
@@ -125,7 +127,8 @@ def test_the_section_says_what_scikit_learn_says() -> None:
     for row in rows.values():
         assert row["low"] <= row["difference"] <= row["high"]
         assert row["difference"] == pytest.approx(row["averaged"] - row["plain"])
-        assert row["n"] == 300
+        critical = int(np.isin(plain.labels, TAXONOMY.critical).sum())
+        assert row["n"] == (critical if row["name"] == "critical_to_safe" else 300)
     right, was_right = averaged.predicted == plain.labels, plain.predicted == plain.labels
     gained, lost = int((right & ~was_right).sum()), int((~right & was_right).sum())
     changed = section["changed"]
@@ -139,11 +142,35 @@ def test_the_section_says_what_scikit_learn_says() -> None:
     assert figure_bytes(draw_symmetries(section), "png").startswith(b"\x89PNG")
 
 
+def test_means_are_over_the_classes_of_the_report() -> None:
+    """A class nobody was trained on is all misread: it stands in no mean, here as in the metrics of the fold."""
+    plain = make(9.0, 300)
+    logits = plain.logits.copy()
+    logits[plain.labels == 2] = (9.0, 0.0, 0.0)
+    plain = replace(plain, logits=logits)
+    counted = np.array([True, True, False])
+    section = symmetries.symmetries_section(plain, plain, TAXONOMY, classes_counted=counted, draws=50)
+    fold = fold_section("test", plain, TAXONOMY, TAXONOMY.codes[:2], draws=50, seed=0, level=0.95)
+    (row,) = [row for row in section["metrics"] if row["name"] == "macro_f1"]
+    assert row["plain"] == pytest.approx(fold["metrics"]["macro_f1"]["value"])
+    every = symmetries.symmetries_section(plain, plain, TAXONOMY, draws=50)["metrics"][0]["plain"]
+    assert every < row["plain"] - 0.1
+    drawn = {"draws": 50, "seed": 0, "level": 0.95}
+    evidence = Evidence(averaged=plain)
+    asked = Asked("r", "test", plain, {"test": plain}, TAXONOMY, TAXONOMY.codes[:2], {}, evidence, drawn)
+    assert PARTS["test_time"].section(asked)["metrics"][0]["plain"] == row["plain"]
+
+
 def test_degenerate_input_has_defined_answers() -> None:
     plain = make(1.0, 30)
     same = symmetries.symmetries_section(plain, plain, TAXONOMY, draws=50)
     assert same["changed"]["p_value"] is None
     assert {row["difference"] for row in same["metrics"]} == {0.0}
+    assert not any(row["is_clear"] for row in same["metrics"])
+    assert all(row["low"] is None or row["low"] < row["high"] for row in same["metrics"])
+    page = render_template(PART, {}, section=same, figures={})
+    assert "no interval" in page
+    assert figure_bytes(draw_symmetries(same), "png").startswith(b"\x89PNG")
     unknown = replace(plain, labels=np.full(30, -1))
     none = symmetries.symmetries_section(unknown, unknown, TAXONOMY)
     assert none["metrics"] == []

@@ -62,14 +62,15 @@ def _rows(
 ) -> None:
     places = np.arange(len(names))
     value = np.array([sign * entry["value"] for sign, entry in zip(signs, entries, strict=True)])
-    ends = np.array(
-        [sorted((s * e["low"], s * e["high"])) for s, e in zip(signs, entries, strict=True)]
-    ).reshape(-1, 2)
+    # A metric's interval knows the seeds as well; that of a class's recall is over images.
+    ends = [(e.get("low_of_both", e["low"]), e.get("high_of_both", e["high"])) for e in entries]
     axes.axvline(0, color=GREY, linewidth=1, zorder=1)
     for place in places.tolist():
         colour = GREY if not are_clear[place] else BLUE if value[place] > 0 else VERMILLION
         marker = "D" if value[place] < 0 else "o"
-        axes.hlines(place, *ends[place], color=colour, alpha=0.5, linewidth=3)
+        low, high = ends[place]
+        if low is not None:
+            axes.hlines(place, signs[place] * low, signs[place] * high, color=colour, alpha=0.5, linewidth=3)
         face = colour if are_clear[place] else "white"
         axes.plot(value[place], place, marker, color=colour, markerfacecolor=face, markersize=6)
     axes.set_yticks(places, labels=list(names), fontsize=8, color=INK)

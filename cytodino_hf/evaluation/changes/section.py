@@ -167,8 +167,7 @@ def _summary(
     values = np.array(
         [scorer(np.ones((1, len(labels))), metrics)[0] for scorer in scorers]
     )  # (seeds, metrics)
-    options = {"draws": draws, "seed": seed, "level": level}
-    cells = image_cells(aligned, scorers, metrics, **options)
+    cells = image_cells(aligned, scorers, metrics, draws=draws, seed=seed, level=level)
     told = {}
     for place, name in enumerate(metrics):
         mean, spread = over_seeds(values[:, place].tolist())

@@ -132,7 +132,12 @@ def _of_ece(
     """Of the (draws,) of the mean over seeds; it reaches further down, as each is too high on average."""
     labels = scorers[0].labels
     once = [scorer.gaps(np.ones((1, len(labels))))[0] for scorer in scorers]
-    bias = np.mean([largest_bias(*pair).sum() for pair in zip(once, deviations, strict=True)])
+    bias = np.mean(
+        [
+            largest_bias(gaps, np.maximum(deviation, scorer.terms.noise)).sum()
+            for gaps, deviation, scorer in zip(once, deviations, scorers, strict=True)
+        ]
+    )
     return _reach(
         drawn_interval(
             float(np.mean([np.abs(gaps).sum() for gaps in once])),

@@ -16,10 +16,15 @@ from cytodino_hf.errors import DataError
 from cytodino_hf.evaluation.changes.cells import COLUMNS, changed_cells, list_cells, write_changed_cells
 from cytodino_hf.evaluation.changes.figures import draw_comparison
 from cytodino_hf.evaluation.changes.section import comparison_section, seeds_section
+from cytodino_hf.evaluation.changes.seed_intervals import image_cells
 from cytodino_hf.evaluation.comparison import paired_differences
+from cytodino_hf.evaluation.headlines import headlines
+from cytodino_hf.evaluation.metrics import confusion_matrix
 from cytodino_hf.evaluation.plots import figure_bytes
 from cytodino_hf.evaluation.predictions import Predictions
 from cytodino_hf.evaluation.resampling import draw_weights
+from cytodino_hf.evaluation.statistics import metric_intervals, wilson_interval
+from cytodino_hf.evaluation.weighted_scorer import Scorer
 from cytodino_hf.page import render_template
 from cytodino_hf.taxonomy import MLL
 
@@ -180,6 +185,66 @@ def test_the_summary_over_seeds() -> None:
     json.dumps(section, allow_nan=False)
     with pytest.raises(DataError, match="no predictions"):
         seeds_section({"ours": []}, TAXONOMY)
+
+
+def test_ten_critical_cells_read_right_by_all_seeds_are_no_certainty() -> None:
+    """Wilson's interval of 0 of 10 ends at 27.8 %; seeds that all agree cannot make it surer."""
+    labels = [0] * 10 + [1] * 15 + [2] * 15
+    noise = [np.random.default_rng(seed).normal(0, 0.3, (40, 3)) for seed in range(3)]
+    right = [replace(p, logits=p.logits + n.astype(np.float32)) for n in noise for p in [say(labels, labels)]]
+    section = seeds_section({"run": right}, TAXONOMY, draws=100)
+    found = section["systems"]["run"]["metrics"]
+    rate = found["critical_to_safe"]
+    assert (rate["mean"], rate["sd"], rate["low"], rate["n"]) == (0.0, 0.0, 0.0, 10)
+    assert rate["high"] == pytest.approx(wilson_interval(0, 10).high)
+    for name in ("accuracy", "macro_f1", "balanced_accuracy"):
+        assert (found[name]["mean"], found[name]["high"], found[name]["n"]) == (1.0, 1.0, 40)
+        assert 0.8 < found[name]["low"] < 0.99
+    sure = [replace(p, logits=(p.logits > 2).astype(np.float32) * 1000) for p in right]
+    section = seeds_section({"run": sure}, TAXONOMY, draws=100)
+    cell = section["systems"]["run"]["metrics"]["nll"]
+    assert (cell["mean"], cell["low"], cell["high"]) == (0.0, None, None)
+    assert "no interval" in render_template(PARTS / "seeds.html", {}, section=section)
+    json.dumps(section, allow_nan=False)
+
+
+def test_seeds_that_misread_other_images_make_the_mean_surer() -> None:
+    """Independent mistakes of four seeds: the part of the images is half as wide as of one seed."""
+    rng = np.random.default_rng(5)
+    labels = np.arange(400) % 3
+
+    def misread() -> Predictions:
+        called = np.where(rng.random(400) < 0.8, labels, (labels + 1) % 3)
+        return say(labels.tolist(), called.tolist())
+
+    one = misread()
+    matrix = confusion_matrix(labels, one.predicted, 3)
+    alone = metric_intervals(matrix, draws=400, seed=0)["accuracy"]
+    same = seeds_section({"a": [one] * 4}, TAXONOMY, ("accuracy",), draws=400)["systems"]["a"]["metrics"][
+        "accuracy"
+    ]
+    assert (same["low"], same["high"]) == pytest.approx((alone.low, alone.high), abs=1e-9)
+    four = [misread() for _ in range(4)]
+    scorers = [Scorer(each, TAXONOMY, None) for each in four]
+    cell = image_cells(four, scorers, ["accuracy"], draws=400, seed=0, level=0.95)["accuracy"]
+    assert cell["below"] + cell["above"] == pytest.approx((alone.high - alone.low) / 2, rel=0.15)
+
+
+def test_the_page_shows_the_interval_its_verdict_goes_by() -> None:
+    ours, other = noisy(1, 2.5), noisy(2, 0.7)
+    section = comparison_section(ours, other, TAXONOMY, draws=100)
+    assert section["metrics"]["critical_to_safe"]["n"] == 50
+    row = section["metrics"]["macro_f1"]
+    row |= {"low": 0.0111, "high": 0.0222}  # as were there seeds
+    page = render_template(PARTS / "comparison.html", {}, section=section, figures={})
+    assert f"{row['low_of_both']:+.3f} to {row['high_of_both']:+.3f}" in page
+    assert "+0.011" not in page
+    assert f"({row['low_of_both']:+.3f} to" in headlines({"comparison": section})[0]
+    same = comparison_section(ours, ours, TAXONOMY, draws=100)
+    page = render_template(PARTS / "comparison.html", {}, section=same, figures={})
+    assert "no interval" in page
+    assert "not clear: they differ in 0 images, fewer than 10" in page
+    assert figure_bytes(draw_comparison(same), "svg")
 
 
 def test_the_figure_and_the_page() -> None:
