@@ -225,6 +225,8 @@ def test_several_seeds_of_one_recipe_give_a_summary(run: Path, tmp_path: Path) -
     (runs[2] / "recipe.json").write_text(json.dumps(recipe))
     with pytest.raises(DataError, match=r"different recipes \(training.learning_rate\)"):
         summarise_seeds(runs, tmp_path / "summary", draws=100)
+    with pytest.raises(DataError, match="holds the report of a RUN, which that of a summary over seeds"):
+        summarise_seeds(runs[:2], runs[0] / "report", draws=100)
     with pytest.raises(DataError, match="give each seed once"):
         summarise_seeds([runs[0], runs[0]], tmp_path / "summary", draws=100)
 

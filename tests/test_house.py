@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A stage imports only stages before it, or its own.
 STAGES = [
-    {"environment", "errors", "files", "other_sets", "page", "taxonomy"},
+    {"environment", "errors", "files", "kept_reports", "other_sets", "page", "taxonomy"},
     {"recipe", "recipe_checks", "recipe_mistakes"},
     {"data"},
     {"model"},
@@ -28,7 +28,7 @@ STAGES = [
     {"checkpoints", "training", "trainer"},
     {"evaluation"},
     {"launch", "folder_lock", "run_folder", "memory", "planning", "recovery"},
-    {"run_records", "run_report"},
+    {"kept_run", "run_records", "run_report"},
     {"evaluate", "publishing", "seeds_summary", "symmetries_of_run"},
     {"audit", "finetune", "pretraining", "conversion", "prediction", "probing"},
     {"cli_backbones", "cli_benchmark", "cli_data", "cli_evaluate", "cli_predict", "cli_probe", "cli_publish"},

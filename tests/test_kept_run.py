@@ -10,10 +10,18 @@ import numpy as np
 import pytest
 from made_predictions import CELLS, made, report_of, written
 
+import cytodino_hf.evaluation.report
 from cytodino_hf.errors import DataError
 from cytodino_hf.evaluate import evaluate_predictions, evaluate_run
 from cytodino_hf.evaluation.ood.detector import OodDetector
 from cytodino_hf.evaluation.predictions import write_embeddings
+
+
+@pytest.fixture(autouse=True)
+def _without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests look at figures, which take most of the time."""
+    monkeypatch.setattr(cytodino_hf.evaluation.report, "_figures", lambda *_: {})
+
 
 #: Beside a model, and fitted again by its evaluation.
 FITTED = ("calibration.json", "ood.safetensors", "config.json")
@@ -118,8 +126,13 @@ def test_a_damaged_run_says_what_is_wrong(tmp_path: Path, caplog: pytest.LogCapt
     evaluate_run(run)
     assert "report.json is damaged" in caplog.text
     assert report_of(run / "report")["reported_fold"] == "test"
+    recipe = (run / "recipe.json").read_text()
     (run / "recipe.json").write_text("{")
     with pytest.raises(DataError, match=r"recipe\.json: is damaged"):
+        evaluate_run(run)
+    (run / "recipe.json").write_text(recipe)
+    (run / "config.json").write_text("{}")
+    with pytest.raises(DataError, match=r"config\.json: does not say what the labels mean"):
         evaluate_run(run)
     (run / "config.json").unlink()
     with pytest.raises(DataError, match=r"no finished RUN \(config\.json missing\)"):

@@ -60,7 +60,6 @@ def test_labels_and_translation(tmp_path: Path) -> None:
     images = load(root, MLL)
     assert images.counts() == {"BLA": 2, "EBO": 2}
     assert [i.path for i in images.rejected] == ["promyelocyte_atypical"]
-    assert abs(mll23.MICROMETRES_PER_PIXEL - 0.0868) < 1e-4
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:

@@ -21,8 +21,6 @@ from .base import Source, SourceOptions
 from .folders import find_class_root, index_class_folders, list_folder, subfolders
 from .translated import build_translated, need_root, no_class_folder, own_taxonomy
 
-#: 288 pixels show 25 micrometres.
-MICROMETRES_PER_PIXEL = 25 / 288
 ATTRIBUTION = (
     "MLL23, blood cells of the Munich Leukemia Laboratory, Zenodo, doi 10.5281/zenodo.14277609, under the licence "
     "stated there"
