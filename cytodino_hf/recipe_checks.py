@@ -147,7 +147,8 @@ def check_contradictions(
                 f"model.lora_last_blocks = {model.lora_last_blocks}: the backbone has {blocks} blocks only"
             )
     if training is not None:
-        _check_training(training, found)
+        data = sections.get("data")
+        _check_training(training, data.taxonomy if data is not None else None, found)
 
 
 def check_source(data: Any, place: str, sources: Sequence[str], found: list[str]) -> None:
@@ -266,14 +267,26 @@ def _check_backbone_config(values: dict[str, Any], found: list[str]) -> tuple[in
     return config.hidden_size, config.patch_size
 
 
-def _check_training(training: Any, found: list[str]) -> None:
-    from .evaluation.scalar_metrics import SCALAR_METRICS
+def _metric_names(taxonomy: str | None, asked: str) -> tuple[str, ...]:
+    from .evaluation.scalar_metrics import OF_ONE_CLASS, SCALAR_METRICS, metric_names
+    from .taxonomy import load_taxonomy
 
+    try:
+        if taxonomy is not None:
+            return metric_names(load_taxonomy(taxonomy))
+    except (ValueError, OSError):  # named by `check_taxonomy`
+        pass
+    # Without classes a rate of one class cannot be called wrong.
+    return (*SCALAR_METRICS, *([asked] if asked.startswith(OF_ONE_CLASS) else []))
+
+
+def _check_training(training: Any, taxonomy: str | None, found: list[str]) -> None:
     metric = training.metric_for_best_model.removeprefix("eval_")
-    if metric not in (*SCALAR_METRICS, "loss"):
+    names = (*_metric_names(taxonomy, metric), "loss")
+    if metric not in names:
         found.append(
             f"training.metric_for_best_model = {training.metric_for_best_model!r}: "
-            + unknown_key(metric, (*SCALAR_METRICS, "loss"), kind="metric", bare=True)
+            + unknown_key(metric, names, kind="metric", bare=True)
         )
     if training.eval_strategy == "no" and training.early_stopping_patience is not None:
         found.append("training.early_stopping_patience: needs training.eval_strategy 'steps' or 'epoch'")

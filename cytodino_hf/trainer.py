@@ -156,7 +156,7 @@ def parameter_groups(model: nn.Module, training: TrainingSection) -> list[dict[s
 
 def training_arguments(recipe: Recipe) -> TrainingArguments:
     """TrainingArguments from the training section; precision comes from accelerate's environment."""
-    from .evaluation.scalar_metrics import LESS_IS_BETTER
+    from .evaluation.scalar_metrics import is_less_better
 
     values = recipe.training.model_dump()
     for key in (*_OURS, "save_total_limit"):  # checkpoints are rotated by our own code
@@ -168,7 +168,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         label_names=["labels"],
         load_best_model_at_end=evaluates,
         metric_for_best_model=metric if evaluates else None,
-        greater_is_better=metric not in ("loss", *LESS_IS_BETTER) if evaluates else None,
+        greater_is_better=metric != "loss" and not is_less_better(metric) if evaluates else None,
     )
 
 
@@ -181,10 +181,10 @@ def make_compute_metrics(
     checkpoint, where it is another one.
     """
     from .evaluation.metrics import METRICS
-    from .evaluation.scalar_metrics import SCALAR_METRICS, scalar_metrics
+    from .evaluation.scalar_metrics import metric_names, scalar_metrics
 
     counted = np.isin(np.arange(len(taxonomy)), train_labels)
-    names = (*METRICS, chosen) if chosen in SCALAR_METRICS and chosen not in METRICS else METRICS
+    names = (*METRICS, chosen) if chosen in metric_names(taxonomy) and chosen not in METRICS else METRICS
 
     def compute(prediction: Any) -> dict[str, float]:
         return scalar_metrics(
@@ -198,9 +198,9 @@ def _check_chosen(
     metric: str | None, taxonomy: Taxonomy, train: CellDataset, validation: CellDataset
 ) -> None:
     """Refuse a metric that the validation fold cannot have, before hours are spent."""
-    from .evaluation.scalar_metrics import SCALAR_METRICS, why_undefined
+    from .evaluation.scalar_metrics import metric_names, why_undefined
 
-    if metric not in SCALAR_METRICS:
+    if metric not in metric_names(taxonomy):
         return
     counted = np.isin(np.arange(len(taxonomy)), train.labels)
     if reason := why_undefined(metric, np.asarray(validation.labels), taxonomy, counted):

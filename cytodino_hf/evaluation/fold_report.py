@@ -13,6 +13,7 @@ from ..taxonomy import Taxonomy
 from .grouped import GroupDraws, group_draws
 from .metrics import class_metrics, confusion_matrix, top_confusions
 from .predictions import Predictions
+from .scalar_metrics import why_undefined
 from .statistics import FEW_IMAGES, called_interval, class_intervals, metric_intervals
 
 
@@ -37,7 +38,8 @@ def fold_section(
         draws, seed, level: Of the bootstrap (`metric_intervals`).
 
     Returns:
-        `metrics` is empty where the fold has no labelled image of a training class.
+        `metrics` is empty where the fold has no labelled image of a training class, or there is one class only;
+        `undefined` names those that could not be otherwise and are left out, and why.
 
     Raises:
         DataError: Predictions are not finite, or name other classes than the taxonomy.
@@ -58,14 +60,16 @@ def fold_section(
     )
     metrics = (
         metric_intervals(matrix, counted, draws=draws, seed=seed, level=level, grouped=grouped)
-        if support[counted].any()
+        if support[counted].any() and len(taxonomy) > 1
         else {}
     )
+    reasons = {name: why_undefined(name, predictions.labels[known], taxonomy, counted) for name in metrics}
     return {
         "images": int(known.sum()),
         "unlabelled_images": int((~known).sum()),
         "model_revision": predictions.model_revision,
-        "metrics": {name: interval.to_dict() for name, interval in metrics.items()},
+        "metrics": {name: interval.to_dict() for name, interval in metrics.items() if reasons[name] is None},
+        "undefined": {name: reason for name, reason in reasons.items() if reason is not None},
         "absent_classes": codes[counted & (support == 0)].tolist(),
         "untrained_classes": codes[~counted & (support > 0)].tolist(),
         "never_predicted": codes[(support > 0) & (matrix.sum(0) == 0)].tolist(),
@@ -119,7 +123,7 @@ def _class_table(
             "images": int(each.support[label]),
             "is_few": bool(each.support[label] < FEW_IMAGES),
             "predicted": int(each.predicted[label]),
-            **asdict(intervals[label]),
+            **asdict(intervals[label]),  # None: no such image, or none called so
         }
         for label, cell in enumerate(taxonomy.classes)
     ]

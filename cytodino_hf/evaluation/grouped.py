@@ -76,7 +76,7 @@ def units_of_share(share: float, drawn: np.ndarray, units: int, n: int) -> float
         units: Groups it rests on; stands where the draws do not differ.
         n: Images it rests on.
     """
-    variance = float(np.var(drawn))
+    variance = float(np.var(drawn)) if len(drawn) else 0.0
     found = share * (1 - share) / variance if variance > 0 and 0 < share < 1 else float(units)
     return min(max(found, 1.0), float(n)) if n else 0.0
 

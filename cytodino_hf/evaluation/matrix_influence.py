@@ -15,10 +15,11 @@ def matrix_freedom(
 ) -> dict[str, float]:
     """Degrees of freedom of the standard error of each metric; few where few images make most of it.
 
-    As `delta_intervals.spread_of`, with the images of one cell of the matrix taken together.
+    As `delta_intervals.spread_of`, with the images of one cell of the matrix taken together; but the error here is one
+    that follows the metric (as that of a share does), so only what the metric itself leaves open is uncertain.
 
     Args:
-        matrix: (K, K) counts, rows true.
+        matrix: (K, K) counts, rows true; of a class they need not be whole numbers.
         score: (..., K, K) matrices -> name -> (...) values.
 
     Returns:
@@ -39,11 +40,16 @@ def matrix_freedom(
 
         mean = np.divide(per_class(influence), n, out=np.zeros_like(n), where=n > 0)
         centred = influence - mean[true]
-        squares, fourth = per_class(centred**2), per_class(centred**4)
+        squares, third, fourth = (per_class(centred**power) for power in (2, 3, 4))
         several = n > 1
         part = squares[several] * n[several] / (n[several] - 1)
-        seen = fourth[several] - squares[several] ** 2 / n[several]
-        uncertainty = np.maximum(seen, 2 * part**2 / (n[several] - 1)).sum()
         variance = part.sum()
-        found[name] = max(1.0, float(2 * variance**2 / uncertainty)) if variance > 1e-18 else math.inf
+        if variance <= 1e-18:
+            found[name] = math.inf
+            continue
+        # Variance of the variance, less what goes with the metric; at least that of normal influences
+        seen = (fourth[several] - squares[several] ** 2 / n[several]).sum()
+        left = seen - third[several].sum() ** 2 / variance
+        uncertainty = max(left, (2 * part**2 / (n[several] - 1)).sum())
+        found[name] = max(1.0, float(2 * variance**2 / uncertainty))
     return found

@@ -1,13 +1,12 @@
 """95 % intervals for every number of a report, honest where a class has few images.
 
 Source: Wilson, J. Am. Stat. Assoc. 22 (1927), 209, for shares; stratified bootstrap (Davison and Hinkley, 1997, 3.2)
-of smoothed rows for metrics of a confusion matrix.
+of smoothed rows for metrics of a confusion matrix, which then count as shares of so many images.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 from typing import Any
@@ -17,10 +16,9 @@ import numpy as np
 from .grouped import GroupDraws, units_of_share
 from .matrix_influence import matrix_freedom
 from .metrics import class_metrics, confusion_metrics
+from .row_draws import ENOUGH_IMAGES as ENOUGH_IMAGES  # for those who ask what is enough
+from .row_draws import draw_matrices, expected_matrix, smoothed_rows
 
-#: Below this many images a class shows too little of its own spread to be resampled plainly (simulated: with
-#: classes of 1 to 19 images a nominal 95 % percentile interval of macro F1 covers 41 to 87 %).
-ENOUGH_IMAGES = 20
 #: A class of fewer test images is marked: its numbers say next to nothing.
 FEW_IMAGES = 5
 
@@ -28,21 +26,15 @@ SMOOTHED = "row-smoothed bootstrap"
 GROUPED = "bootstrap over groups, or row-smoothed where that is wider"
 WILSON = "Wilson"
 
-#: What a metric can be, where that is not 0 to 1; None: no bound known here.
-LIMITS: dict[str, tuple[float, float | None]] = {
-    "cohen_kappa": (-1.0, 1.0),
-    "mcc": (-1.0, 1.0),
-    "mean_distance": (0.0, None),
-}
+#: What a metric can be, where that is not 0 to 1.
+LIMITS: Mapping[str, tuple[float, float]] = {"cohen_kappa": (-1.0, 1.0), "mcc": (-1.0, 1.0)}
 
 #: (..., K, K) confusion matrices -> name -> (...) values.
 Score = Callable[[np.ndarray], dict[str, np.ndarray]]
 
-# A mean of precisions divides by how often each class was called, which a few images of a frequent class decide; their
-# fourth powers see half of it (simulated: 21 classes of 20 images and more cover 92.7 % with all degrees of freedom).
-_HALF_AS_SURE = ("macro_precision", "weighted_precision")
-
-_CELLS_AT_ONCE = 4_000_000  # bounds the memory of the draws to some tens of megabytes, whatever K
+# A plain mean of precisions rests on the few images wrongly called each rare class, and draws from those few see less
+# than all of its spread (simulated: without this 21 classes of 20 images and more cover 91 %).
+_WIDER = {"macro_precision": 1.12}
 
 
 @dataclass(frozen=True)
@@ -96,12 +88,7 @@ def wilson_of_share(share: float, units: float, n: int, *, level: float = 0.95) 
     """
     if not units:
         return Interval(0.0, 0.0, 1.0, WILSON, n)
-    z = _z(level)
-    centre = (share + z**2 / (2 * units)) / (1 + z**2 / units)
-    half = z / (1 + z**2 / units) * (share * (1 - share) / units + z**2 / (4 * units**2)) ** 0.5
-    low = 0.0 if share == 0 else centre - half
-    high = 1.0 if share == 1 else centre + half
-    return Interval(share, low, high, WILSON, n)
+    return Interval(share, *_wilson_ends(share, units, _z(level)), WILSON, n)
 
 
 def metric_intervals(
@@ -144,14 +131,16 @@ def matrix_intervals(
     seed: int,
     level: float = 0.95,
     grouped: GroupDraws | None = None,
+    limits: Mapping[str, tuple[float, float]] = LIMITS,
 ) -> dict[str, Interval]:
     """Metrics of a confusion matrix with intervals from the standard deviation of draws.
 
     Images are drawn again within each true class, from smoothed rows (`smoothed_rows`). That holds for classes of few
-    images, where a percentile interval fails, and in simulations is no worse for many. The interval is value +- t
-    deviations on the scale of the log odds (between its `LIMITS`; of the logarithm where there is no upper one), with
-    Student's t as sure as the influences of the images allow (`matrix_freedom`). Where images belong to groups, whole
-    groups are drawn as well; the larger deviation counts, and t knows how few the groups are.
+    images, where a percentile interval fails. The deviation says how many independent images a share would rest on
+    that spreads as much; the interval is Wilson's of so many, so it has width where no image errs and no end leaves
+    the metric's limits. Student's t takes the place of the normal distribution, as sure as the influences of the
+    images allow (`matrix_freedom`). Where images belong to groups, whole groups are drawn as well; the fewer images
+    count, and t knows how few the groups are.
 
     Args:
         matrix: (K, K) counts, rows true.
@@ -160,54 +149,55 @@ def matrix_intervals(
         seed: Same seed, same intervals.
         level: Nominal coverage.
         grouped: The fold's groups drawn anew; None where images have no group.
+        limits: What a metric can be, where that is not 0 to 1.
     """
     matrix = np.asarray(matrix)
-    values, n = score(matrix), int(matrix.sum())
-    parts = [score(chunk) for chunk in _draw(smoothed_rows(matrix), matrix.sum(1), draws, seed)]
+    values, counts, n = score(matrix), matrix.sum(1), int(matrix.sum())
+    rows = smoothed_rows(matrix)
+    parts = [score(chunk) for chunk in draw_matrices(rows, counts, draws, seed)]
     over_groups = {} if grouped is None else score(grouped.matrices)
-    freedom = matrix_freedom(matrix, score)
+    freedom = matrix_freedom(expected_matrix(rows, counts), score)
     intervals = {}
     for name, value in values.items():
-        drawn = np.concatenate([part[name] for part in parts])
-        deviation, method = float(drawn.std()), SMOOTHED
-        certain = max(1.0, freedom[name] / 2) if name in _HALF_AS_SURE else freedom[name]
+        least, most = limits.get(name, (0.0, 1.0))
+
+        def share(metric: np.ndarray, least: float = least, most: float = most) -> np.ndarray:
+            return (metric - least) / (most - least)
+
+        drawn = share(np.concatenate([part[name] for part in parts]))
+        units, certain, method = _units(drawn, float(n)), freedom[name], SMOOTHED
         if grouped is not None:
-            deviation = max(deviation, float(np.std(over_groups.get(name, 0.0))))
+            again = share(over_groups[name]) if name in over_groups else np.zeros(1)
+            units = min(units, _units(again, float(grouped.units_of_true.sum())))
             certain, method = min(certain, grouped.freedom), GROUPED
-        half = _student(level, certain) * deviation
-        intervals[name] = _scaled(
-            float(value), half, float(drawn.mean()), LIMITS.get(name, (0.0, 1.0)), method, n
-        )
+        units /= _WIDER.get(name, 1.0) ** 2
+        ends = _wilson_ends(float(share(value)), units, _student(level, certain))
+        low, high = (least + (most - least) * end for end in ends)
+        intervals[name] = Interval(float(value), low, high, method, n)
     return intervals
 
 
-def _scaled(
-    value: float, half: float, mean: float, limits: tuple[float, float | None], method: str, n: int
-) -> Interval:
-    """The interval of a half width, bent so that it stays inside the limits; cut where the value is at one.
+def _units(drawn: np.ndarray, otherwise: float) -> float:
+    """Independent images of a share that spreads as these draws of one do; `otherwise` where they do not differ."""
+    mean, variance = float(drawn.mean()), float(drawn.var())
+    return mean * (1 - mean) / variance if variance > 1e-18 and 0 < mean < 1 else otherwise
 
-    The bend is that at the mean of the draws, which lies inside: near a limit that of the value has no bound.
-    """
-    least, most = limits
-    at_limit = value <= least or (most is not None and value >= most)
-    if at_limit or mean <= least or (most is not None and mean >= most):
-        high = value + half if most is None else min(most, value + half)
-        return Interval(value, max(least, value - half), high, method, n)
-    if most is None:
-        factor = math.exp(min(half / (mean - least), 700.0))
-        return Interval(value, least + (value - least) / factor, least + (value - least) * factor, method, n)
-    share, middle = (value - least) / (most - least), (mean - least) / (most - least)
-    factor = math.exp(min(half / (most - least) / (middle * (1 - middle)), 700.0))
-    odds = share / (1 - share)
-    low, high = (least + (most - least) * o / (1 + o) for o in (odds / factor, odds * factor))
-    return Interval(value, low, high, method, n)
+
+def _wilson_ends(share: float, units: float, z: float) -> tuple[float, float]:
+    centre = (share + z**2 / (2 * units)) / (1 + z**2 / units)
+    half = z / (1 + z**2 / units) * (max(share * (1 - share), 0.0) / units + z**2 / (4 * units**2)) ** 0.5
+    # At a limit the end is the limit, without the rounding.
+    return (0.0 if share <= 0 else centre - half), (1.0 if share >= 1 else centre + half)
 
 
 @dataclass(frozen=True)
 class ClassIntervals:
-    """Precision, recall and F1 of one class; recall and F1 are None where the fold has no image of it."""
+    """Precision, recall and F1 of one class.
 
-    precision: Interval
+    Recall and F1 are None where the fold has no image of it, precision where no image was called so.
+    """
+
+    precision: Interval | None
     recall: Interval | None
     f1: Interval | None
 
@@ -220,10 +210,11 @@ def class_intervals(
     level: float = 0.95,
     grouped: GroupDraws | None = None,
 ) -> list[ClassIntervals]:
-    """Precision and recall (Wilson) and F1 (row-smoothed bootstrap) of each class, in label order.
+    """Precision, recall and F1 of each class by Wilson's interval, in label order.
 
-    How many images are called a class is mostly fixed by the fold, so a precision is surer than a share of so many
-    independent images (Wilson's interval of those covers 96 to 98 %): it counts as the images that vary like its draws.
+    A recall rests on the images of the class. How many images are called a class is mostly fixed by the fold, so a
+    precision is surer than a share of so many independent images (Wilson's interval of those covers 96 to 98 %): it
+    counts as the images that vary like its draws, and so does F1 (`matrix_intervals`).
 
     Args:
         matrix: (K, K) counts, rows true.
@@ -232,34 +223,37 @@ def class_intervals(
     """
     matrix = np.asarray(matrix)
     each = class_metrics(matrix)
-    chunks = _draw(smoothed_rows(matrix), matrix.sum(1), draws, seed)
+    chunks = draw_matrices(smoothed_rows(matrix), matrix.sum(1), draws, seed)
     drawn = [class_metrics(chunk) for chunk in chunks]
     precisions, drawn_f1 = (np.concatenate([getattr(d, name) for d in drawn]) for name in ("precision", "f1"))
-    means, deviations, method = drawn_f1.mean(0), drawn_f1.std(0), SMOOTHED
-    again = None
-    if grouped is not None:
-        again = class_metrics(grouped.matrices)
-        deviations, method = np.maximum(deviations, again.f1.std(0)), GROUPED
+    again = None if grouped is None else class_metrics(grouped.matrices)
 
     def share(name: str, label: int, n: int) -> Interval:
         value, units = float(getattr(each, name)[label]), float(n)
-        if grouped is None and name == "precision" and n:
-            mean, variance = float(precisions[:, label].mean()), float(precisions[:, label].var())
-            units = mean * (1 - mean) / variance if variance > 0 else units
+        if grouped is None and name == "precision":
+            units = _units(precisions[:, label], units)
         elif grouped is not None:
             groups = grouped.units_of_true if name == "recall" else grouped.units_of_called
             units = units_of_share(value, getattr(again, name)[:, label], int(groups[label]), n)
         return wilson_of_share(value, units, n, level=level)
 
     def f1(label: int, n: int) -> Interval:
-        # As sure as the images of the class and the two added to them
-        freedom = n + 1 if grouped is None else min(n + 1, grouped.freedom)
-        half = _student(level, freedom) * float(deviations[label])
-        return _scaled(float(each.f1[label]), half, float(means[label]), (0.0, 1.0), method, n)
+        value, units, z, method = (
+            float(each.f1[label]),
+            _units(drawn_f1[:, label], float(n)),
+            _z(level),
+            SMOOTHED,
+        )
+        if grouped is not None and again is not None:
+            groups = _units(again.f1[:, label], float(grouped.units_of_true[label]))
+            units, z, method = min(units, groups), _student(level, grouped.freedom), GROUPED
+        return Interval(value, *_wilson_ends(value, units, z), method, n)
 
     return [
         ClassIntervals(
-            precision=share("precision", label, int(each.predicted[label])),
+            precision=share("precision", label, int(each.predicted[label]))
+            if each.predicted[label]
+            else None,
             recall=share("recall", label, n) if n else None,
             f1=f1(label, n) if n else None,
         )
@@ -284,54 +278,38 @@ def called_interval(
         level: Nominal coverage.
     """
 
-    def counts(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        rows = np.asarray(matrices)[..., list(true), :]
-        return rows[..., list(called)].sum((-2, -1)), rows.sum((-2, -1))
-
-    mistakes, n = (int(count) for count in counts(matrix))
-    share, units = mistakes / n if n else 0.0, float(n)
-    if grouped is not None and n:
-        again, of = counts(grouped.matrices)
-        groups = int(grouped.units_of_true[list(true)].sum())
-        units = units_of_share(share, again[of > 0] / of[of > 0], groups, n)
-    return wilson_of_share(share, units, n, level=level), mistakes
+    rows, hits = (np.zeros(np.asarray(matrix).shape, dtype=bool) for _ in range(2))
+    rows[list(true)] = True
+    hits[np.ix_(list(true), list(called))] = True
+    return cells_interval(matrix, hits, rows, grouped, level=level)
 
 
-def smoothed_rows(matrix: np.ndarray) -> np.ndarray:
-    """Rows to draw from when a class is small: its counts, one more on the diagonal, one more for its errors.
-
-    The second pseudo-count is spread over the other columns as the errors of all classes are, evenly where
-    there is no error. So a class of one image keeps some spread; an even prior over all columns fails.
+def cells_interval(
+    matrix: np.ndarray,
+    hits: np.ndarray,
+    of: np.ndarray,
+    grouped: GroupDraws | None = None,
+    *,
+    level: float = 0.95,
+) -> tuple[Interval, int]:
+    """Which share of the images in some cells of the confusion matrix lies in others of them, and how many.
 
     Args:
         matrix: (K, K) counts, rows true.
-
-    Returns:
-        (K, K) float64, each row positive.
+        hits, of: (K, K) bool, cells that count and cells they are counted among; n is the images in those.
+        grouped, level: As of `called_interval`.
     """
-    k = len(matrix)
-    errors = matrix.astype(np.float64)
-    np.fill_diagonal(errors, 0.0)
-    # (K, K): the pooled errors of each column, without the row's own column
-    pooled = np.tile(errors.sum(0), (k, 1))
-    np.fill_diagonal(pooled, 0.0)
-    even = 1.0 - np.eye(k)
-    pooled = np.where(pooled.sum(1, keepdims=True) > 0, pooled, even)
-    total = pooled.sum(1, keepdims=True)
-    # A single class has no other column: its row keeps the diagonal alone.
-    spread = np.divide(pooled, total, out=np.zeros_like(pooled), where=total > 0)
-    return matrix + np.eye(k) + spread
 
+    def counts(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return (matrices * hits).sum((-2, -1)), (matrices * of).sum((-2, -1))
 
-def _draw(rows: np.ndarray, counts: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield (chunk, K, K) matrices with `counts` images per true class, drawn from the rows' shares."""
-    rng = np.random.default_rng(seed)
-    k = len(rows)
-    total = rows.sum(1, keepdims=True)
-    shares = np.divide(rows, total, out=np.eye(k), where=total > 0)
-    step = max(1, _CELLS_AT_ONCE // k**2)
-    for start in range(0, draws, step):
-        yield rng.multinomial(counts, shares, size=(min(step, draws - start), k))
+    found, n = (int(count) for count in counts(np.asarray(matrix)))
+    share, units = found / n if n else 0.0, float(n)
+    if grouped is not None and n:
+        again, whole = counts(grouped.matrices)
+        groups = np.minimum(grouped.units_of_true, (grouped.units * of).sum(1)).sum()
+        units = units_of_share(share, again[whole > 0] / whole[whole > 0], int(groups), n)
+    return wilson_of_share(share, units, n, level=level), found
 
 
 def _student(level: float, freedom: float) -> float:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,13 @@ from .agreement import AGREEMENT, FREQUENT_IMAGES, agreement_metrics, frequent_c
 from .binary import binary_section
 from .delta_intervals import share_interval, spread_of
 from .grouped import GroupDraws, group_draws
-from .hierarchy import HIERARCHY, across_lineages, hierarchy_metrics
+from .hierarchy import HIERARCHY, across_lineages, distance_matrix, hierarchy_metrics
 from .metrics import confusion_matrix
 from .predictions import Predictions
 from .ranking_metrics import Ranking, class_scores, rank_class
 from .resampling import group_count
 from .scalar_metrics import RANKING, positive_label, ranked_classes, why_undefined
-from .statistics import FEW_IMAGES, Interval, called_interval, matrix_intervals
+from .statistics import FEW_IMAGES, LIMITS, Interval, called_interval, cells_interval, matrix_intervals
 
 _DISTANCE = (
     "0 for the right class; inside a lineage the steps between the two classes along its maturation order, 1 where one "
@@ -135,15 +136,27 @@ def _matrix_metrics(
     seed: int,
     level: float,
 ) -> dict[str, Interval]:
-    frequent = frequent_classes(matrix)
+    frequent, distances = frequent_classes(matrix), distance_matrix(taxonomy)
 
     def score(drawn: np.ndarray) -> dict[str, np.ndarray]:
         far = hierarchy_metrics(drawn, taxonomy)
-        return {**agreement_metrics(drawn, counted, frequent), **far}
+        of_all = {name: far[name] for name in ("lineage_accuracy", "mean_distance")}
+        return {**agreement_metrics(drawn, counted, frequent), **of_all}
 
-    found = matrix_intervals(matrix, score, draws=draws, seed=seed, level=level, grouped=grouped)
-    if "critical_to_safe" in found:
-        # A rare event: Wilson's interval keeps its coverage where the normal one reaches below 0.
+    farthest = float(max(1, distances.max()))
+    limits = {**LIMITS, "mean_distance": (0.0, farthest)}
+    found = matrix_intervals(
+        matrix, score, draws=draws, seed=seed, level=level, grouped=grouped, limits=limits
+    )
+    if "macro_f1_frequent" in found:
+        n = int(matrix[frequent & counted].sum())
+        found["macro_f1_frequent"] = replace(found["macro_f1_frequent"], n=n)
+    # Shares of few images: of the mistakes, and of the critical cells.
+    if matrix[distances > 0].any():
+        found["within_one_step"] = cells_interval(
+            matrix, distances == 1, distances > 0, grouped, level=level
+        )[0]
+    if taxonomy.safe and matrix[list(taxonomy.critical)].any():
         found["critical_to_safe"] = called_interval(
             matrix, taxonomy.critical, taxonomy.safe, grouped, level=level
         )[0]

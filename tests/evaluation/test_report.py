@@ -142,6 +142,24 @@ def test_a_fold_without_labels_gives_a_page_without_numbers(tmp_path: Path) -> N
     write_report(tmp_path / "none", {}, _context(class_panel=None, augmentation_strip=None, training={}))
 
 
+def test_what_could_not_be_otherwise_is_no_number(tmp_path: Path) -> None:
+    # Only blasts: none of another class can be called one, so a precision says nothing.
+    blasts = _predictions([0] * 8, [0] * 6 + [2, 3])
+    report = write_report(tmp_path / "one", {"test": blasts}, _context(), draws=100)
+    test, page = report["test"], (tmp_path / "one" / "report.html").read_text()
+    assert set(METRICS) - set(test["metrics"]) == {"macro_precision", "weighted_precision"}
+    reason = test["undefined"]["macro_precision"]
+    assert "of one class" in reason
+    assert page.count(f"none: {reason}") == 2
+    # LYT was never called: no precision, as it has no recall without an image.
+    assert [row["precision"] is None for row in test["per_class"]] == [False, True, False, False]
+    alone = MLL.subset(["BLA"])
+    single = {"test": _predictions([0] * 8, [0] * 8, alone)}
+    report = write_report(tmp_path / "alone", single, _context(alone), draws=100)
+    assert report["test"]["metrics"] == {}
+    assert "There is one class" in (tmp_path / "alone" / "report.html").read_text()
+
+
 def test_diverged_or_foreign_predictions_are_refused() -> None:
     broken = _predictions([0, 1], [0, 1])
     broken.logits[1, 0] = np.nan

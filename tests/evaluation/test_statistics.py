@@ -10,6 +10,7 @@ import pytest
 from cytodino_hf.evaluation.grouped import group_draws
 from cytodino_hf.evaluation.matrix_influence import matrix_freedom
 from cytodino_hf.evaluation.metrics import METRICS, confusion_matrix, confusion_metrics
+from cytodino_hf.evaluation.row_draws import draw_matrices, expected_matrix, smoothed_rows
 from cytodino_hf.evaluation.statistics import (
     GROUPED,
     SMOOTHED,
@@ -17,7 +18,6 @@ from cytodino_hf.evaluation.statistics import (
     class_intervals,
     matrix_intervals,
     metric_intervals,
-    smoothed_rows,
     wilson_interval,
 )
 from cytodino_hf.taxonomy import MLL_IMAGE_COUNTS
@@ -81,14 +81,29 @@ def test_wilson_interval_at_its_edges() -> None:
 
 
 def test_smoothed_rows_by_hand() -> None:
-    matrix = np.array([[1, 0, 0], [3, 9, 1], [0, 0, 4]])
-    # pooled errors per column: 3, 0, 1. Row 0 cannot err into itself: all its pseudo-error goes to column 2.
-    expected = np.array([[2, 0, 1], [3.75, 10, 1.25], [1, 0, 5]])
+    matrix = np.array([[1, 0, 0], [3, 16, 1], [0, 0, 4]])
+    # 4 of 25 images err; pooled errors per column: 3, 0, 1. Row 0 cannot err into itself: all goes to column 2.
+    # Of the two images added, 1 + (8/25 - 1) min(1, n/20) err: 1 without images, 8/25 from 20 on.
+    wrong = [1 - 17 / 25 / 20, 8 / 25, 1 - 17 / 25 * 4 / 20]
+    expected = np.array([[3 - wrong[0], 0, wrong[0]], [3, 18, 1], [wrong[2], 0, 6 - wrong[2]]])
+    expected[1] += [wrong[1] * 3 / 4, -wrong[1], wrong[1] / 4]
     np.testing.assert_allclose(smoothed_rows(matrix), expected)
     np.testing.assert_allclose(
         smoothed_rows(np.diag([2, 3, 4]))[0], [3, 0.5, 0.5]
-    )  # no error anywhere: evenly
+    )  # no error anywhere: one of the two, evenly
     np.testing.assert_allclose(smoothed_rows(np.array([[7]])), [[8]])
+    # A model that mostly errs: the two images are never more than one wrong.
+    np.testing.assert_allclose(smoothed_rows(np.array([[5, 45], [45, 5]])), [[6, 46], [46, 6]])
+
+
+def test_draws_have_the_mean_and_the_counts_they_should() -> None:
+    matrix = np.array([[18, 2], [3, 0]])
+    rows, counts = smoothed_rows(matrix), matrix.sum(1)
+    drawn = np.concatenate(list(draw_matrices(rows, counts, 4000, 0)))
+    assert (drawn.sum(2) == counts).all()
+    expected = expected_matrix(rows, counts)
+    np.testing.assert_allclose(expected.sum(1), counts)
+    np.testing.assert_allclose(drawn.mean(0), expected, atol=0.1)
 
 
 def test_every_metric_has_an_ordered_interval_and_the_seed_decides() -> None:
@@ -105,21 +120,20 @@ def test_every_metric_has_an_ordered_interval_and_the_seed_decides() -> None:
 
 
 def test_ends_agree_with_draws_made_image_by_image() -> None:
-    # 2 classes of 60 and 40 images; rows with their two pseudo-counts drawn one by one, F1 by its textbook formula
+    # 2 classes of 60 and 40 images; rows with their two images more drawn one by one, F1 by its textbook formula
     matrix = np.array([[48, 12], [10, 30]])
     rng = np.random.default_rng(0)
     drawn = []
     for _ in range(4000):
-        a = (rng.random(60) < 49 / 62).sum()
-        b = (rng.random(40) < 31 / 42).sum()
+        a = (rng.random(60) < (48 + 2 - 0.44) / 62).sum()  # 22 of 100 err, so .44 of the two
+        b = (rng.random(40) < (30 + 2 - 0.44) / 42).sum()
         drawn.append((2 * a / (60 + a + 40 - b) + 2 * b / (40 + b + 60 - a)) / 2)
     interval = metric_intervals(matrix, seed=0, draws=4000)["macro_f1"]
-    middle = np.mean(drawn)
-    factor = np.exp(1.959964 * np.std(drawn) / (middle * (1 - middle)))  # Student's t of 100 images adds 1 %
-    odds = interval.value / (1 - interval.value)
-    ends = (odds / factor, odds * factor)
+    units = np.mean(drawn) * (1 - np.mean(drawn)) / np.var(drawn)
     assert interval.method == SMOOTHED
-    assert (interval.low, interval.high) == pytest.approx([o / (1 + o) for o in ends], abs=0.006)
+    for end in (interval.low, interval.high):  # Wilson's equation; Student's t of 100 images adds 1 %
+        z = abs(interval.value - end) / (end * (1 - end) / units) ** 0.5
+        assert z == pytest.approx(1.96, abs=0.08)
 
 
 def test_other_metrics_of_the_matrix_get_their_own_limits() -> None:
@@ -128,30 +142,42 @@ def test_other_metrics_of_the_matrix_get_their_own_limits() -> None:
         n = matrices.sum((-2, -1))
         return {"mcc": 1 - 2 * wrong / n, "mean_distance": 6 * wrong / n, "other": 1 - wrong / n}
 
-    found = matrix_intervals(np.array([[0, 9], [9, 1]]), score, seed=0, draws=500)
+    limits = {"mcc": (-1.0, 1.0), "mean_distance": (0.0, 6.0)}
+    found = matrix_intervals(np.array([[0, 9], [9, 1]]), score, seed=0, draws=500, limits=limits)
     assert -1 < found["mcc"].low < found["mcc"].value < found["mcc"].high < 0
     assert 0 < found["mean_distance"].low < found["mean_distance"].value < found["mean_distance"].high
     assert 0 < found["other"].low < found["other"].value < found["other"].high
     # A metric that is no more than another measured with other limits has the same interval, measured so.
     assert found["mcc"].low == pytest.approx(2 * found["other"].low - 1)
-    none = matrix_intervals(np.array([[9, 0], [0, 9]]), score, seed=0, draws=500)
+    assert found["mean_distance"].high == pytest.approx(6 * (1 - found["other"].low))
+    worst = matrix_intervals(np.array([[0, 9], [9, 0]]), score, seed=0, draws=500, limits=limits)
+    assert worst["mean_distance"].value == worst["mean_distance"].high == 6.0
+    assert 4 < worst["mean_distance"].low < 6
+    none = matrix_intervals(np.array([[9, 0], [0, 9]]), score, seed=0, draws=500, limits=limits)
     assert (none["mean_distance"].value, none["mean_distance"].low) == (0.0, 0.0)
     assert 0 < none["mean_distance"].high < 2
     assert none["mcc"].high == 1.0
 
 
-def test_the_freedom_of_a_share_is_that_of_its_rarer_side() -> None:
+def test_the_spread_of_one_share_follows_it_and_that_of_two_does_not() -> None:
     def score(matrices: np.ndarray) -> dict[str, np.ndarray]:
-        return {"accuracy": np.trace(matrices, axis1=-2, axis2=-1) / matrices.sum((-2, -1))}
+        n = np.maximum(matrices.sum(-1), 1)
+        shares = np.diagonal(matrices, axis1=-2, axis2=-1) / n
+        return {"both": shares.mean(-1), "first": shares[..., 0]}
 
-    # One class of 1,000 images, m wrong: variance of p (1 - p), fourth moment p (1 - p) (1 - 3 p (1 - p))
+    # One class of 1,000 images: its variance is p (1 - p) / n, so nothing of it is open but for normal influences
     for wrong in (3, 400):
-        p = wrong / 1000
-        kurtosis = (1 - 3 * p * (1 - p)) / (p * (1 - p))
-        expected = min(2000 / (kurtosis - 1), 999)
-        found = matrix_freedom(np.array([[1000 - wrong, wrong], [0, 0]]), score)["accuracy"]
-        assert found == pytest.approx(expected, rel=0.01)
-    assert matrix_freedom(np.array([[5, 0], [0, 5]]), score)["accuracy"] == np.inf
+        found = matrix_freedom(np.array([[1000 - wrong, wrong], [0, 0]]), score)
+        assert found["first"] == pytest.approx(999)
+    # Bernoulli influences: squares p q, cubes p q (q - p), fourth powers p q (1 - 3 p q), over n images of each class
+    n, errs = np.array([40.0, 100.0]), np.array([0.05, 0.3])
+    pq, skewed = errs * (1 - errs), errs * (1 - errs) * (1 - 2 * errs)
+    part, third = pq / n, (skewed / n**2).sum()
+    seen = ((pq * (1 - 3 * pq) - pq**2) / n**3).sum()
+    expected = 2 * part.sum() ** 2 / (seen - third**2 / part.sum())
+    found = matrix_freedom(np.array([[38, 2], [30, 70]]), score)
+    assert found["both"] == pytest.approx(expected, rel=0.1)  # n - 1 in place of n
+    assert matrix_freedom(np.array([[5, 0], [0, 5]]), score)["both"] == np.inf
 
 
 def test_groups_of_copies_widen_an_interval_by_the_root_of_their_size() -> None:
@@ -224,6 +250,7 @@ def test_class_intervals_name_what_is_not_known() -> None:
     assert rows[0].recall == wilson_interval(8, 10)
     # Of the 9 images called so, most are so by the fold: a little surer than 9 independent ones.
     wilson = wilson_interval(8, 9)
+    assert rows[0].precision is not None
     assert rows[0].precision.value == wilson.value
     assert wilson.low < rows[0].precision.low < 8 / 9 < rows[0].precision.high < wilson.high
     assert rows[0].f1 is not None
@@ -232,7 +259,9 @@ def test_class_intervals_name_what_is_not_known() -> None:
     assert rows[0].f1.method == SMOOTHED
     assert rows[2].recall is None
     assert rows[2].f1 is None
-    assert rows[2].precision.n == 0
+    # None was called so: no precision, as there is no recall without an image
+    assert rows[2].precision is None
+    assert class_intervals(np.array([[4, 0], [2, 0]]), seed=0, draws=50)[1].precision is None
 
 
 def test_intervals_of_21_classes_take_well_under_a_second() -> None:

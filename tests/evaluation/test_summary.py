@@ -16,7 +16,7 @@ from cytodino_hf.evaluation.predictions import Predictions
 from cytodino_hf.evaluation.scalar_metrics import SENSITIVITY, scalar_metrics
 from cytodino_hf.evaluation.statistics import wilson_interval
 from cytodino_hf.evaluation.summary import metrics_section
-from cytodino_hf.taxonomy import MLL, Taxonomy
+from cytodino_hf.taxonomy import MLL, CellClass, Taxonomy
 
 PAIR = MLL.subset(["BLA", "LYT"])
 
@@ -50,7 +50,8 @@ def test_values_are_those_of_the_single_metrics_and_each_has_an_interval() -> No
     for name, row in section["metrics"].items():
         assert row["value"] == pytest.approx(expected[name]), name
         assert row["low"] < row["value"] < row["high"], name
-        assert row["n"] == (480 if name == "critical_to_safe" else 1260)
+        few = {"critical_to_safe": 480, "within_one_step": int((p.predicted != p.labels).sum())}
+        assert row["n"] == few.get(name, 1260)
     assert section["binary"] is None
     assert "6 across lineages" in section["distance"]
     row = section["critical"][0]
@@ -103,7 +104,11 @@ def test_a_few_images_give_numbers_or_reasons(n: int) -> None:
 
 def test_a_perfect_model_is_not_certain() -> None:
     section = metrics_section(make(PAIR, 60, skill=50.0), PAIR, PAIR.codes, draws=100)
-    assert section["undefined"]["within_one_step"] == "no image was mistaken"
+    assert section["undefined"]["within_one_step"] == "no two classes lie one step apart"
+    near = MLL.subset(["BLA", "PMO", "MYB"])
+    perfect = metrics_section(make(near, 60, skill=50.0), near, near.codes, draws=50)
+    assert perfect["undefined"]["within_one_step"] == "no image was mistaken"
+    assert perfect["undefined"]["lineage_accuracy"] == "all classes share one lineage"
     for name in ("macro_auroc", "macro_auprc", "cohen_kappa", "lineage_accuracy"):
         row = section["metrics"][name]
         assert (row["value"], row["high"]) == (1.0, 1.0)
@@ -111,6 +116,66 @@ def test_a_perfect_model_is_not_certain() -> None:
     sensitivity = section["binary"]["metrics"][SENSITIVITY]
     assert (sensitivity["value"], sensitivity["high"]) == (1.0, 1.0)
     assert sensitivity["low"] < 0.97
+
+
+def called(taxonomy: Taxonomy, matrix: np.ndarray, groups: list[str | None] | None = None) -> Predictions:
+    """Predictions of this confusion matrix, image by image in the order of its cells."""
+    true, called_so = np.nonzero(matrix)
+    counts = matrix[true, called_so]
+    p = make(taxonomy, int(counts.sum()), groups)
+    logits = np.eye(len(taxonomy), dtype=np.float32)[np.repeat(called_so, counts)]
+    return replace(p, labels=np.repeat(true, counts), logits=logits)
+
+
+def test_the_share_of_near_mistakes_rests_on_the_mistakes() -> None:
+    cells = MLL.subset(["BLA", "PMO", "LYT"])
+    blast, pro, lymph = (cells.codes.index(code) for code in ("BLA", "PMO", "LYT"))
+    matrix = np.diag([60, 60, 60])
+    matrix[lymph, lymph], matrix[blast, lymph] = 40, 3
+    section = metrics_section(called(cells, matrix), cells, cells.codes, draws=50)
+    row = section["metrics"]["within_one_step"]
+    assert (row["value"], row["low"], row["n"]) == (0.0, 0.0, 3)
+    assert row["high"] == pytest.approx(wilson_interval(0, 3).high)
+    # The two classes of at least 50 images have 63 and 60
+    assert section["metrics"]["macro_f1_frequent"]["n"] == 123
+    matrix[blast, pro] = 3
+    # All six mistakes from two groups: as sure as two images
+    true, to = np.nonzero(matrix)
+    groups: list[str | None] = []
+    for cell in zip(true, to, strict=True):
+        groups += [f"{cell}"] * int(matrix[cell]) if cell[0] != cell[1] else [None] * int(matrix[cell])
+    grouped = metrics_section(called(cells, matrix, groups), cells, cells.codes, draws=500)
+    alone = metrics_section(called(cells, matrix), cells, cells.codes, draws=500)
+    a, b = (s["metrics"]["within_one_step"] for s in (alone, grouped))
+    assert a["value"] == b["value"] == 0.5
+    assert (a["n"], b["n"]) == (6, 6)
+    assert b["high"] - b["low"] > 1.3 * (a["high"] - a["low"])
+
+
+def test_no_distance_leaves_the_largest_possible() -> None:
+    matrix = np.zeros((2, 2), dtype=int)
+    matrix[0, 1] = matrix[1, 0] = 3
+    row = metrics_section(called(PAIR, matrix), PAIR, PAIR.codes, draws=50)["metrics"]["mean_distance"]
+    assert row["value"] == row["high"] == 2.0
+    assert 0.5 < row["low"] < 2.0
+
+
+def test_what_could_not_be_otherwise_is_no_number() -> None:
+    same = Taxonomy("same", (CellClass("a", "a", "unknown"), CellClass("b", "b", "unknown")))
+    section = metrics_section(make(same, 80), same, same.codes, draws=50)
+    assert not {"lineage_accuracy", "mean_distance", "within_one_step"} & set(section["metrics"])
+    assert section["undefined"]["lineage_accuracy"] == "all classes share one lineage"
+    for name in ("mean_distance", "within_one_step"):
+        assert "one step apart" in section["undefined"][name]
+    # One lineage with an order: distances still say something.
+    series = MLL.subset(["BLA", "PMO", "MYB"])
+    section = metrics_section(make(series, 300), series, series.codes, draws=50)
+    assert {"mean_distance", "within_one_step"} <= set(section["metrics"])
+    assert "lineage_accuracy" in section["undefined"]
+    alone = MLL.subset(["BLA"])
+    section = metrics_section(make(alone, 20), alone, alone.codes, draws=50)
+    assert section["metrics"] == {}
+    assert set(section["undefined"].values()) == {"there is one class, so no image can be mistaken"}
 
 
 def test_what_cannot_be_scored_is_refused() -> None:
