@@ -52,8 +52,8 @@ def evaluate(
 ) -> None:
     """Report how good predictions are, how sure, when to abstain; from PREDICTIONS and embeddings, without the model.
 
-    A RUN's own report is written again, with the same numbers, and with the seed of its recipe what is fitted beside
-    its model (calibration.json, ood.safetensors); --output leaves these alone. PREDICTIONS need labels for numbers.
+    A RUN's own report is written again, with the same numbers, and the files beside its model are fitted again
+    (calibration.json, ood.safetensors), but not with --output or another --seed. PREDICTIONS need labels for numbers.
     Another set: --data.source NAME --data.root FOLDER (and --data.taxonomy, the options of the source); it also writes
     predictions*.parquet, embeddings.parquet and their_labels.csv.
     """

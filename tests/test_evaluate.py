@@ -17,7 +17,7 @@ from cytodino_hf.cli import main
 from cytodino_hf.errors import DataError
 from cytodino_hf.evaluate import compared_predictions, evaluate_predictions, evaluate_run, taxonomy_of
 from cytodino_hf.evaluation.calibration.artifact import Calibration
-from cytodino_hf.evaluation.predictions import Predictions, write_embeddings
+from cytodino_hf.evaluation.predictions import Predictions, foreign_embeddings, write_embeddings
 from cytodino_hf.evaluation.report_parts import PARTS
 from cytodino_hf.seeds_summary import summarise_seeds
 from cytodino_hf.taxonomy import MLL
@@ -271,3 +271,6 @@ def test_the_calibration_beside_the_model_is_that_of_its_answers(run: Path) -> N
     calibration = Calibration.load(run / "calibration.json")
     test = Predictions.from_parquet(run / "predictions" / "test.parquet")
     calibration.check(test.model_revision, test.classes)
+    seen = run / "predictions" / "embeddings.parquet"
+    assert foreign_embeddings(seen, test) is None
+    assert foreign_embeddings(seen, replace(test, model_revision="another")) is not None
