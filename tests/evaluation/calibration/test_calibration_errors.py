@@ -138,8 +138,9 @@ def test_perfect_calibration_is_what_fresh_labels_show() -> None:
 
 
 def test_the_largest_bias_is_that_of_a_folded_normal_and_gone_where_a_bin_is_clearly_off() -> None:
-    """Ten images of confidence 0.9 or so in one bin; draws of the sums are made by hand."""
-    scorer = CalibrationErrors(*answers(50, classes=2))
+    """Draws of the sums are made by hand; of certain answers nothing else is added."""
+    logits, labels = answers(50, classes=2)
+    scorer = CalibrationErrors(1e6 * logits, labels)
     rng = np.random.default_rng(0)
     sums, drawn = np.zeros((1, 3 + 4 * 15)), np.zeros((4000, 3 + 4 * 15))
     drawn[:, 3] = rng.normal(0, 0.01, 4000)  # around 0: the mean of |x| is 0.01 sqrt(2 / pi)
@@ -149,3 +150,17 @@ def test_the_largest_bias_is_that_of_a_folded_normal_and_gone_where_a_bin_is_cle
     assert biases["ece"] == pytest.approx(np.abs(drawn[:, 3]).mean(), rel=0.03)
     assert biases["ece_adaptive"] == pytest.approx(0.0, abs=1e-12)
     assert by_class.tolist() == [0.0, 0.0]
+
+
+def test_a_bin_without_a_mistake_may_be_off_by_what_its_confidence_allows() -> None:
+    """100 right answers of confidence 0.97: drawn again they never differ, though three were to be wrong."""
+    odds = np.log(0.97 / 0.03)
+    logits, labels = np.tile([odds, 0.0], (100, 1)), np.zeros(100, int)
+    scorer = CalibrationErrors(logits, labels)
+    sums = scorer.sums(np.ones((1, 100)))
+    biases, by_class = scorer.largest_biases(sums, np.repeat(sums, 20, axis=0))
+    error = np.sqrt(0.97 * 0.03 / 100)
+    assert biases["ece"] == biases["ece_adaptive"]
+    # The gap of 0.03 is below twice that error, so it may be none at all: then the mean of |x| is error sqrt(2 / pi).
+    assert biases["ece"] == pytest.approx(error * np.sqrt(2 / np.pi), rel=1e-6)
+    np.testing.assert_allclose(by_class, biases["ece"])

@@ -150,11 +150,12 @@ def test_vector_scaling_that_could_not_be_fitted_is_said_and_a_file_knows_the_ch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("heat", [0.6, 1.0, 1.6])
-def test_intervals_hold_the_truth(heat: float) -> None:
+@pytest.mark.parametrize(("heat", "skill"), [(0.6, 2.2), (1.0, 2.2), (1.6, 2.2), (1.0, 3.5), (1.5, 3.5)])
+def test_intervals_hold_the_truth(heat: float, skill: float) -> None:
     """1,000 folds of 600 images of a model that is too modest, right, too sure; the truth is that of a million images.
 
-    With logits 2.2 z + log prior for z ~ N(2.2 e_label, 1) the probabilities are exactly right at heat 1.
+    With logits s z + log prior for z ~ N(s e_label, 1) the probabilities are exactly right at heat 1. With a skill s of
+    3.5, 1.8 % are wrong.
     """
     prior, repeats = np.array([0.4, 0.25, 0.2, 0.15]), 1000
     rng = np.random.default_rng(int(10 * heat))
@@ -162,8 +163,8 @@ def test_intervals_hold_the_truth(heat: float) -> None:
     def world(n: int) -> Predictions:
         labels = np.repeat(np.arange(4), np.rint(prior * n).astype(int))
         logits = rng.normal(0, 1, (n, 4))
-        logits[np.arange(n), labels] += 2.2
-        logits = heat * (2.2 * logits + np.log(prior))
+        logits[np.arange(n), labels] += skill
+        logits = heat * (skill * logits + np.log(prior))
         ids = [str(i) for i in range(n)]
         return Predictions(
             ids, ids, ids, [None] * n, ["test"] * n, labels, logits.astype(np.float32), CELLS.codes, "w"
@@ -178,10 +179,11 @@ def test_intervals_hold_the_truth(heat: float) -> None:
             held[name] += found[name]["before"]["low"] <= value <= found[name]["before"]["high"]
     for name in ("nll", "brier", "accuracy"):
         assert 0.93 <= held[name] / repeats <= 0.97, (name, held)
-    # Rather too long than too short, and near a truth of 0 every interval that begins at 0 holds it.
-    for name in ("ece", "ece_adaptive"):
-        assert 0.94 <= held[name] / repeats <= (0.995 if heat != 1.0 else 1.0), (name, held)
-    assert held["ece_classwise"] / repeats >= 0.94, held
+    # Rather too long than too short: near a truth of 0 every interval that begins at 0 holds it.
+    for name in ("ece", "ece_adaptive", "ece_classwise"):
+        assert held[name] / repeats >= 0.94, (name, held)
+    if skill == 2.2 and heat != 1.0:
+        assert max(held["ece"], held["ece_adaptive"]) / repeats <= 0.995, held
 
 
 def test_without_a_calibration_fold_there_is_a_before_and_a_reason() -> None:
@@ -308,6 +310,23 @@ def test_a_number_stays_within_its_bounds() -> None:
     assert cell["value"] == cell["high"] == 1.0
     drawn = np.random.default_rng(0).normal(1, 0.1, 50)
     assert drawn_interval(1 + 3e-15, drawn, 30, bounds=(0.0, 1.0))["value"] == 1.0
+
+
+@pytest.mark.parametrize("count", [3, 5, 10])
+def test_shares_of_few_groups_hold_the_truth(count: int) -> None:
+    """1,000 folds of so many patients of 40 images, each with a share of its own."""
+    rng = np.random.default_rng(count)
+
+    def of_patients(number: int) -> np.ndarray:
+        return 1 / (1 + np.exp(-(1.5 + rng.normal(0, 0.8, (number, 1)))))
+
+    truth, names = of_patients(400_000).mean(), [f"p{i // 40}" for i in range(40 * count)]
+    held = 0
+    for _ in range(1000):
+        cell = share_interval((rng.random((count, 40)) < of_patients(count)).ravel(), names)
+        assert cell is not None
+        held += cell["low"] <= truth <= cell["high"]
+    assert held / 1000 >= 0.93
 
 
 @pytest.mark.slow
