@@ -195,6 +195,8 @@ def test_degenerate_input_is_defined_or_named() -> None:
     section = transfer_section({"a": sure.select([one])}, ["LYT"], common, source="t", draws=20)
     assert section["ways"]["a"]["scores"]["metrics"]["accuracy"]["value"] == 0
     assert section["ways"]["a"]["probabilities"]["nll"]["value"] == pytest.approx(2000)
+    assert section["ways"]["a"]["probabilities"]["nll"]["low"] is None, "one image has no interval"
+    assert "no interval" in render_template(PART, {}, section=section, figures={})
     json.dumps(section, allow_nan=False)
     bas = [i for i, code in enumerate(theirs) if code == "BAS"]
     with pytest.raises(DataError, match=r"no image is of a class.*BAS"):

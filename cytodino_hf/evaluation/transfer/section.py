@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import DataError
-from ..comparison import COMPARED, LESS_IS_BETTER, bootstrap_intervals, paired_differences
+from ..calibration.stages import calibration_metrics
+from ..comparison import COMPARED, LESS_IS_BETTER, paired_differences
 from ..fold_report import fold_section
 from ..image_shares import share_of_images
 from ..predictions import Predictions, softmax
@@ -118,10 +119,10 @@ def _classes(common: Correspondence, their_labels: Sequence[str], support: np.nd
 
 def _scores(predictions: Predictions, common: Correspondence, drawn: Mapping[str, Any]) -> dict[str, Any]:
     taxonomy = common.taxonomy
-    intervals = bootstrap_intervals([predictions], taxonomy, **drawn)
+    cells, _ = calibration_metrics(predictions, {}, None, **drawn)
     return {
         "scores": fold_section("transfer", predictions, taxonomy, taxonomy.codes, **drawn),
-        "probabilities": {name: interval.to_dict() for name, interval in intervals.items()},
+        "probabilities": {name: cells[name]["before"] for name in ("nll", "brier", "ece")},
     }
 
 
