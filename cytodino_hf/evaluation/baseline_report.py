@@ -171,7 +171,7 @@ def _sentences(differences: Mapping[str, Any], level: float) -> list[str]:
         row = rows[metric]
         if row["verdict"] in words:
             beaten = words[row["verdict"]].format(BASELINES[name][0])
-            doubt = f"; {row['doubt']}" if row["doubt"] else ""
+            doubt = f"; {row['doubt']}" if row["doubt"] and row["low_of_both"] is not None else ""
             found.append(f"{beaten} in macro F1: difference {_numbers(row, level)}{doubt}.")
     if found:
         return found
@@ -184,7 +184,7 @@ def _sentences(differences: Mapping[str, Any], level: float) -> list[str]:
 
 
 def _numbers(row: Mapping[str, Any], level: float) -> str:
-    return f"{row['value']:+.3f} ({100 * level:.0f} % interval {ends_told(row)}, n = {row['n']:,})"
+    return f"{row['value']:+.3f} ({ends_told(row, f'{100 * level:.0f} % interval ')}, n = {row['n']:,})"
 
 
 def draw_baselines(section: Mapping[str, Any]) -> Figure:

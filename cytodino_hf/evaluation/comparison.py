@@ -206,15 +206,21 @@ def _doubt(basis: Basis, level: float) -> str | None:
         # The interval is that of many images: of few the exact test knows better.
         return f"the exact test gives p = {basis.p:.3f}" if basis.p >= 1 - level else None
     if basis.discordant < ENOUGH_DISCORDANT:
-        return f"they differ in {basis.discordant:.3g} images, fewer than {ENOUGH_DISCORDANT}"
+        plural = "" if basis.discordant == 1 else "s"
+        return f"they differ in {basis.discordant:.3g} image{plural}, fewer than {ENOUGH_DISCORDANT}"
     return None
 
 
-def ends_told(row: Mapping[str, Any]) -> str:
-    """The interval over images and seeds of a difference in plain values, in words."""
+def ends_told(row: Mapping[str, Any], word: str = "") -> str:
+    """The interval over images and seeds of a difference in plain values, in words.
+
+    Args:
+        row: Of `Difference.to_dict`.
+        word: What stands before the ends.
+    """
     if row["low_of_both"] is None:
         return "no interval"
-    return f"{row['low_of_both']:+.3f} to {row['high_of_both']:+.3f}"
+    return f"{word}{row['low_of_both']:+.3f} to {row['high_of_both']:+.3f}"
 
 
 def bootstrap_intervals(

@@ -134,8 +134,9 @@ def symmetries_section(
     Returns:
         `images`, `views`, `how`; `metrics`: one row a metric with both values, the difference (averaged minus plain)
         and its interval (ends of None where `doubt` says why); `changed`: how many answers became right, became wrong,
-        or went from one mistake to another, and the p value of McNemar's exact test (None where no answer changed between right and wrong, or images belong
-        to groups). `metrics` is empty and `why` says so where no image has a label.
+        or went from one mistake to another, and the p value of McNemar's exact test (None where no answer changed
+        between right and wrong, or images belong to groups). `metrics` is empty and `why` says so where no image has a
+        label.
 
     Raises:
         DataError: The two are not of the same images and labels.

@@ -294,3 +294,14 @@ def test_the_figure_and_the_page() -> None:
     page = render_template(PARTS / "baselines.html", {}, section=section, figures={"baselines": "data:x"})
     assert all(sentence.split(":")[0] in page for sentence in section["verdict"])
     assert set(SHOWN) <= set(section["systems"][0]["metrics"])
+
+
+def test_one_class_to_name_has_a_verdict_without_interval() -> None:
+    one = MLL.subset(["BLA"])
+    same = replace(
+        say(1, 1, 3), classes=one.codes, labels=np.zeros(3, int), logits=np.zeros((3, 1), np.float32)
+    )
+    section = baselines_section(same, {"majority": same}, one, one.codes, draws=20)
+    assert section["verdict"][0].endswith("in macro F1: difference +0.000 (no interval, n = 3).")
+    page = render_template(PARTS / "baselines.html", {}, section=section, figures={})
+    assert '+0.000</span> <span class="range">no interval' in page
