@@ -88,8 +88,8 @@ def test_thresholds_are_the_order_statistic_of_the_half_that_was_not_fitted_on(
     for name, values in scores.items():
         assert detector.thresholds[name] == np.sort(values)[rank - 1]
         assert detector.flags(scores)[name].sum() == len(second) - rank
-    assert detector.deciding == "knn"
-    np.testing.assert_array_equal(detector.is_out(scores), detector.flags(scores)["knn"])
+    assert detector.deciding == "mahalanobis"
+    np.testing.assert_array_equal(detector.is_out(scores), detector.flags(scores)["mahalanobis"])
 
 
 def test_new_images_of_the_known_kind_are_called_out_as_often_as_allowed() -> None:
@@ -270,7 +270,7 @@ def test_the_page_and_the_figures_of_the_section(section: dict[str, Any]) -> Non
     assert histograms is not None
     assert curves is not None
     assert [axes.get_title(loc="left") for axes in histograms.axes] == [
-        "max softmax", "energy", "nearest neighbours  (decides)", "Mahalanobis"
+        "max softmax", "energy", "nearest neighbours", "Mahalanobis  (decides)"
     ]  # fmt: skip
     assert figure_to_data_uri(histograms, "png").startswith("data:image/png")
     assert [axes.get_title(loc="left") for axes in curves.axes] == [

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from companion_files import BIAS, SCALE, distances, threshold, unit, with_companions
+from companion_files import BIAS, SCALE, distances, threshold, with_companions
 
 from cytodino_hf import CellClassifier
 from cytodino_hf.cli import main
@@ -50,8 +50,7 @@ def calibrated_by_hand(logits: np.ndarray) -> np.ndarray:
 
 def strange_by_hand(run: Path, ids: list[str]) -> list[bool]:
     names, embeddings = read_embeddings(run / "predictions" / "embeddings.parquet")
-    bank = unit(embeddings).astype(np.float16)
-    found = distances(bank, embeddings) > threshold(bank)
+    found = distances(embeddings, embeddings) > threshold(embeddings)
     return [bool(found[names.index(name)]) for name in ids]
 
 
@@ -79,7 +78,7 @@ def test_answers_are_calibrated_on_request_only(fitted: Path, cells: Path) -> No
 
 
 def test_strange_pictures_are_called_out(fitted: Path, cells: Path) -> None:
-    """Against distances computed pair by pair; the detector looks at uncalibrated answers either way."""
+    """Against distances computed by hand; the detector looks at uncalibrated answers either way."""
     saved = Predictions.from_parquet(fitted / "predictions" / "test.parquet")
     wanted = strange_by_hand(fitted, saved.ids)
     classifier = CellClassifier.from_pretrained(fitted)
