@@ -75,15 +75,7 @@ def fold_section(
         "never_predicted": codes[(support > 0) & (matrix.sum(0) == 0)].tolist(),
         "per_class": _class_table(matrix, taxonomy, draws, seed, level, grouped),
         "critical": _critical_section(matrix, taxonomy, level, grouped),
-        "top_confusions": [
-            {
-                "true": taxonomy.codes[c.true],
-                "predicted": taxonomy.codes[c.predicted],
-                "count": c.count,
-                "share": c.share,
-            }
-            for c in top_confusions(matrix)
-        ],
+        "top_confusions": _confusions(matrix, taxonomy, level, grouped),
         "classes": list(taxonomy.codes),
         "confusion_matrix": matrix.tolist(),
     }
@@ -127,6 +119,28 @@ def _class_table(
         }
         for label, cell in enumerate(taxonomy.classes)
     ]
+
+
+def _confusions(
+    matrix: np.ndarray, taxonomy: Taxonomy, level: float, grouped: GroupDraws | None
+) -> list[dict[str, Any]]:
+    """The most frequent confusions; shares are of the images of the true class."""
+    rows = []
+    for c in top_confusions(matrix):
+        interval, _ = called_interval(matrix, [c.true], [c.predicted], grouped, level=level)
+        rows.append(
+            {
+                "true": taxonomy.codes[c.true],
+                "predicted": taxonomy.codes[c.predicted],
+                "count": c.count,
+                "share": c.share,
+                "low": interval.low,
+                "high": interval.high,
+                "of": interval.n,
+                "method": interval.method,
+            }
+        )
+    return rows
 
 
 def _critical_section(
