@@ -13,7 +13,7 @@ from .comparison import LESS_IS_BETTER, aligned_rows, ends_told, paired_differen
 from .delta_intervals import positive_interval, spread_of
 from .grouped import group_draws
 from .metrics import confusion_matrix
-from .plots import BLUE, GREY, INK, new_figure, shortened
+from .plots import BLUE, GREY, INK, new_figure, shortened, tidy
 from .predictions import Predictions
 from .probability_metrics import probability_terms
 from .statistics import Interval, called_interval, metric_intervals
@@ -212,9 +212,5 @@ def draw_baselines(section: Mapping[str, Any]) -> Figure:
     axes.set_xlim(-0.02, 1.1)
     axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     axes.set_xlabel(f"macro F1, {section['images']:,} test images", fontsize=9)
-    axes.grid(axis="x", color="#e4e7eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8, length=0, colors=INK)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    tidy(axes, "x")
     return figure

@@ -183,8 +183,7 @@ def draw_class_f1(
     axes.set_xlabel("F1 with its interval", fontsize=9)
     if is_critical.any():
         axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-    tidy(axes)
-    axes.grid(axis="y", visible=False)
+    tidy(axes, "x")
     return figure
 
 
@@ -244,9 +243,9 @@ def _line(axes: Axes, values: np.ndarray, colour: str, label: str) -> None:
         )
 
 
-def tidy(axes: Axes) -> None:
+def tidy(axes: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
     """The look of a chart of this project: light grid, small labels, no box."""
-    axes.grid(color="#e4e7eb", linewidth=0.8)
+    axes.grid(axis=grid, color="#e4e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=8, length=0, colors=INK)
     for side in ("top", "right", "left"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .plots import BLUE, GREY, INK, ORANGE, new_figure
+from .plots import BLUE, GREY, INK, ORANGE, new_figure, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,10 +58,5 @@ def _gains(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.margins(x=0.1)
     axes.set_xlabel("gain by averaging (right is better)", fontsize=8)
-    axes.grid(axis="x", color="#e4e7eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8, length=0, colors=INK)
+    tidy(axes, "x")
     axes.locator_params(axis="x", nbins=5)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color("#cbd2d9")

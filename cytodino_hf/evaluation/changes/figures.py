@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..comparison import LESS_IS_BETTER
-from ..plots import BLUE, GREY, INK, VERMILLION, new_figure, shortened
+from ..plots import BLUE, GREY, INK, VERMILLION, new_figure, shortened, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,8 +77,4 @@ def _rows(
     for label in axes.get_yticklabels():
         label.set_parse_math(False)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.grid(axis="x", color="#e4e7eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8, length=0, colors=INK)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    tidy(axes, "x")

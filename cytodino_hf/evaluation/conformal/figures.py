@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..plots import BLUE, GREEN, GREY, INK, ORANGE, VERMILLION, new_figure, shortened
+from ..plots import BLUE, GREEN, GREY, INK, ORANGE, VERMILLION, new_figure, shortened, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +50,7 @@ def draw_set_sizes(section: Mapping[str, Any]) -> Figure | None:
             f"{method['title']}: {100 * coverage:.1f} % covered", loc="left", fontsize=9, color=INK
         )
         axes.set_xlabel("classes in the set", fontsize=8)
-        _tidy(axes, "y")
+        tidy(axes, "y")
     panels[0].set_ylim(0, 108)
     panels[0].set_ylabel("% of test cells", fontsize=8)
     return figure
@@ -88,7 +88,7 @@ def draw_class_coverage(section: Mapping[str, Any], order: Sequence[str] | None 
         label.set_parse_math(False)
     left.set_ylim(len(chosen) - 0.4, -0.6)
     for axes in (left, right):
-        _tidy(axes, "x")
+        tidy(axes, "x")
     _legend(figure, kinds, {row["basis"] for row in chosen})
     return figure
 
@@ -119,12 +119,3 @@ def _legend(figure: Figure, kinds: Sequence[str], bases: set[str]) -> None:
 
 def _largest(counts: Sequence[int]) -> int:
     return int(np.flatnonzero(counts).max(initial=1))
-
-
-def _tidy(axes: Axes, grid: str) -> None:
-    axes.grid(axis="x" if grid == "x" else "y", color="#e4e7eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8, length=0, colors=INK)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color("#cbd2d9")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...taxonomy import Taxonomy
-from ..plots import BLUE, GREEN, INK, ORANGE, VERMILLION, new_figure, shortened
+from ..plots import BLUE, GREEN, INK, ORANGE, VERMILLION, new_figure, shortened, tidy
 from ..statistics import FEW_IMAGES
 
 if TYPE_CHECKING:
@@ -112,9 +112,5 @@ def draw_class_counts(section: Mapping[str, Any]) -> Figure:
     axes.set_ylim(len(classes) - 0.4, -0.6)
     axes.set_xlabel("images of a fold; the bar is all folds", fontsize=9)
     axes.legend(frameon=False, fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    axes.grid(axis="x", color="#e4e7eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8, length=0, colors=INK)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    tidy(axes, "x")
     return figure

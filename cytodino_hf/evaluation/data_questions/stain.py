@@ -12,7 +12,7 @@ import numpy as np
 
 from ...data.samples import FOLDS
 from ...data.stain import optical_density
-from ..plots import BLUE, GREEN, INK, ORANGE, VERMILLION, new_figure, shortened
+from ..plots import BLUE, GREEN, INK, ORANGE, VERMILLION, new_figure, shortened, tidy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -170,11 +170,7 @@ def draw_stain(section: Mapping[str, Any]) -> Figure:
         for start in starts:
             axes.axvline(start - 0.5, color=ORANGE, linewidth=0.9)
         axes.set_title(words, loc="left", fontsize=10, color=INK, fontweight="bold")
-        axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.tick_params(labelsize=8, length=0, colors=INK)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
+        tidy(axes, "y")
     figure.axes[0].legend(frameon=False, fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1.0, 1.0))
     names = [f"{shortened(row['source'], 14)}\n{row['fold']}\nn={row['images']:,}" for row in rows]
     figure.axes[1].set_xticks(range(len(rows)), labels=names, fontsize=8)

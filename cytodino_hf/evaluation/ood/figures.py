@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..plots import BLUE, GREEN, GREY, INK, ORANGE, VERMILLION, new_figure, shortened
+from ..plots import BLUE, GREEN, GREY, INK, ORANGE, VERMILLION, new_figure, shortened, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +52,7 @@ def draw_ood_scores(section: Mapping[str, Any]) -> Figure | None:
         decides = "  (decides)" if name == section["deciding"] else ""
         axes.set_title(f"{section['scores'][name]}{decides}", loc="left", fontsize=9, color=INK)
         axes.set_ylabel("% of images", fontsize=8)
-        _tidy(axes)
+        tidy(axes)
     for axes in panels[len(names) :]:
         axes.set_visible(False)
     panels[len(names) - 1].set_xlabel("the stranger the further right", fontsize=8)
@@ -86,7 +86,7 @@ def draw_ood_roc(section: Mapping[str, Any]) -> Figure | None:
         text.set_parse_math(False)
         axes.set_xlabel("% of known images called out", fontsize=8)
         axes.legend(frameon=False, fontsize=7, loc="lower right", title="AUROC", title_fontsize=7)
-        _tidy(axes)
+        tidy(axes)
     figure.axes[0].set_ylabel("% of strange images called out", fontsize=8)
     return figure
 
@@ -109,12 +109,3 @@ def _legend(figure: Figure, axes: Axes) -> None:
     legend = figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside upper left", ncols=2)
     for text in legend.get_texts():
         text.set_parse_math(False)
-
-
-def _tidy(axes: Axes) -> None:
-    axes.grid(color="#e4e7eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8, length=0, colors=INK)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color("#cbd2d9")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..plots import BLUE, GREEN, INK, ORANGE, VERMILLION, draw_confusion_matrix, new_figure, shortened
+from ..plots import BLUE, GREEN, INK, ORANGE, VERMILLION, draw_confusion_matrix, new_figure, shortened, tidy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,11 +44,7 @@ def draw_transfer(section: Mapping[str, Any]) -> Figure:
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
-    axes.grid(axis="x", color="#e4e7eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8, length=0, colors=INK)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    tidy(axes, "x")
     return figure
 
 
