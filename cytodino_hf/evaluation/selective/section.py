@@ -267,10 +267,8 @@ def _support(accuracy: float, observed: Threshold | None, assured: Threshold | N
     )
     if observed.value is None:
         return f"No threshold reaches {asked} on the calibration fold; {short}."
-    return (
-        f"The threshold reaches {asked} on the {observed.kept:,} calibration images it keeps, but without assurance: "
-        f"{short}."
-    )
+    kept = f"{observed.kept:,} calibration image{'s' * (observed.kept != 1)} it keeps"
+    return f"The threshold reaches {asked} on the {kept}, but without assurance: {short}."
 
 
 def _point(at_accuracy: Sequence[dict[str, Any]], score: str) -> dict[str, Any] | None:
