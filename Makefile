@@ -1,6 +1,9 @@
 # `make demo` and `make test` work on a fresh machine: they set up .venv by themselves.
 PYTHON ?= python3
 BIN := .venv/bin
+# Bytecode is written for what is imported, then: compiling every file of every package takes a minute of the set-up.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow lint benchmark clean
@@ -42,9 +45,9 @@ clean:  ## Remove the virtual environment and caches; runs/ stays.
 
 .venv/.base: setup.cfg constraints.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(PIP) -e .
 	touch $@
 
 .venv/.dev: .venv/.base
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(PIP) -e ".[dev]"
 	touch $@

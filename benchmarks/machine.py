@@ -8,6 +8,8 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
+from cytodino_hf.environment import processor_name
+
 if TYPE_CHECKING:
     import torch
 
@@ -32,7 +34,7 @@ def describe_machine() -> dict[str, str | int | float]:
     import torch
 
     found: dict[str, str | int | float] = {
-        "cpu": _cpu_name(),
+        "cpu": processor_name(),
         "cores": os.cpu_count() or 1,
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": platform.system(),
@@ -53,15 +55,6 @@ def describe_versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "absent"
     return found
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def limit_threads(count: int) -> None:

@@ -6,6 +6,8 @@ Begun with the configuration, completed when the base is there, finished when th
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +82,32 @@ def finish_binding(config: CytoDinoConfig, folder: Path, files: list[str], base_
         preprocessing=read_json(folder / PROCESSOR_FILE),
         weights=weights,
     )
+
+
+def weights_revision(config: Mapping[str, Any]) -> str | None:
+    """Which weights a model has, as its predictions name them: sha256 of the file with what was trained.
+
+    Args:
+        config: Content of its `config.json`.
+
+    Returns:
+        The sha256, of several files that of their sha256 in the order of their names; None where no weights are bound.
+    """
+    weights = (config.get("binding") or {}).get("weights") or {}
+    adapter = config.get("adapter_subfolder")
+    names = sorted(
+        name
+        for name in weights
+        if name.endswith(".safetensors") and (name.startswith(f"{adapter}/") if adapter else "/" not in name)
+    )
+    if not names:
+        return None
+    return digest_of_several([weights[name] for name in names])
+
+
+def digest_of_several(digests: Sequence[str]) -> str:
+    """One sha256 for some: itself where there is one, else that of all in their order."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _if_there(path: Path) -> str | None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import cli_backbones, cli_benchmark, cli_data, cli_predict, cli_probe, cli_publish
+from . import cli_backbones, cli_benchmark, cli_data, cli_evaluate, cli_predict, cli_probe, cli_publish
 from .errors import CytoDinoError
 
 #: Beside `run_finetune.py` in a checkout.
@@ -80,6 +80,30 @@ def pretrain(
     run = run_recipe(checked)
     if speaks():
         typer.echo(f"{run.path / 'backbone'}: a backbone for model.backbone of a recipe; open its README.md")
+
+
+def audit(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="Recipe, a JSON file.", show_default=False)],
+    folds: Annotated[int, typer.Option(min=2, help="Parts; a model is trained for each.")] = 5,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the audit.", show_default="training.output_dir-audit")
+    ] = None,
+) -> None:
+    """Find doubtful labels: each fold of the images is answered by a model that was trained on the others.
+
+    Any key of the recipe can be changed: --section.key VALUE (lists and objects as JSON). An audit that was
+    interrupted goes on where it was.
+    """
+    from .recipe import load_recipe
+
+    checked = load_recipe(recipe, context.args)
+    _begin_training(checked.training.dataloader_num_workers)
+    from .audit import audit as run_audit
+
+    found = run_audit(checked, output or Path(f"{checked.training.output_dir}-audit"), folds)
+    doubtful = found.section["audit"]["doubtful"]
+    typer.echo(f"{doubtful['images']:,} of {doubtful['n']:,} labels are doubtful; open {found.page}")
 
 
 def _begin_training(workers: int) -> None:
@@ -158,12 +182,14 @@ def check(
 COMMANDS: dict[tuple[str, ...], tuple[Callable[..., None], dict[str, Any]]] = {
     ("finetune",): (finetune, _TAKES_OVERRIDES),
     ("pretrain",): (pretrain, _TAKES_OVERRIDES),
+    ("audit",): (audit, _TAKES_OVERRIDES),
     ("data", "get"): (cli_data.get, _TAKES_OVERRIDES),
     ("data", "draw"): (draw, {}),
     ("data", "check"): (check, _TAKES_OVERRIDES),
     ("convert",): (cli_backbones.convert, {}),
     ("explain",): (cli_backbones.explain, {}),
     ("probe",): (cli_probe.probe, _TAKES_OVERRIDES),
+    ("evaluate",): (cli_evaluate.evaluate, _TAKES_OVERRIDES),
     ("predict",): (cli_predict.predict, {}),
     ("publish",): (cli_publish.publish, {}),
     ("benchmark", "data"): (cli_benchmark.data, {}),

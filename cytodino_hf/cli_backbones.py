@@ -38,19 +38,25 @@ def convert(
 
 def explain(
     backbone: Annotated[
-        str, typer.Argument(help="Hub id or folder; random:NAME is the same untrained.", show_default=False)
+        str,
+        typer.Argument(
+            help="Backbone: Hub id or folder; random:NAME is the same untrained. Or a classifier, such as a RUN.",
+            show_default=False,
+        ),
     ],
     images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
     output: Annotated[Path, typer.Option(help="Folder for the pictures.", show_default=False)],
     image_size_px: Annotated[
         int | None,
-        typer.Option(min=1, help="Longer side the backbone sees; by default 32 patches."),
+        typer.Option(min=1, help="Longer side the model sees; by default 32 patches, or a classifier's own."),
     ] = None,
     pca: Annotated[
         str, typer.Option(help="Colours mean the same in all pictures (together), or in each its own (each).")
     ] = "together",
 ) -> None:
     """Draw what a backbone sees: patch features as colours (PCA), attention of the CLS token, head by head.
+
+    Of a classifier it is the attention of its head's query, and its answer stands above the picture.
 
     "to 12 x even" says that the brightest patch gets 12 times what it would if all patches got the same.
     """

@@ -33,6 +33,13 @@ def predict(
     precision: Annotated[
         _Precision, typer.Option(help="Of the backbone; auto: bfloat16 where it is markedly quicker.")
     ] = _Precision.AUTO,
+    calibrated: Annotated[
+        bool,
+        typer.Option(
+            "--calibrated",
+            help="Apply the model's calibration to the answers; without it they are as the model says.",
+        ),
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 32,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures.")] = 0,
     device: Annotated[
@@ -55,6 +62,7 @@ def predict(
         precision=precision.value,  # type: ignore[arg-type]
         batch_size=batch_size,
         workers=workers,
+        is_calibrated=calibrated,
         group_kind=group_kind,
         cache_dir=cache_dir,
     )

@@ -13,7 +13,7 @@ from .data.samples import CellImages
 from .data.splits import Split
 from .data.transforms import Augmentation, build_augmentation
 from .evaluation.predictions import Predictions, write_embeddings
-from .evaluation.report import ReportContext, write_report
+from .evaluation.report import ReportContext
 from .evaluation.scoring import predict
 from .launch import refuse_independent_trainings
 from .losses import build_loss
@@ -36,6 +36,7 @@ from .recovery import (
 )
 from .run_folder import RunFolder
 from .run_records import augmentation_strip, class_panel, data_record, model_record, training_record
+from .run_report import EMBEDDINGS_FILE, report_run
 from .trainer import CytoTrainer, build_trainer, training_arguments
 from .training.processes import (
     first_process_first,
@@ -89,13 +90,8 @@ def finetune(recipe: Recipe) -> RunFolder:
         save_model(model, trainer.processor, run.path, recipe.model.method)
         about_model = model_record(model, run, recipe)  # counted before LoRA is merged
         predictions = _score(recipe, trainer, split.images, run, about_model["revision"])
-        write_report(
-            run.report,
-            predictions,
-            _report_context(recipe, split, run, trainer, training, about_model),
-            draws=recipe.evaluation.interval_draws,
-            seed=recipe.evaluation.seed,
-        )
+        context = _report_context(recipe, split, run, trainer, training, about_model)
+        report_run(recipe, split, run, predictions, context)
         run.finish()
         _publish(recipe, run)
         return run
@@ -221,7 +217,7 @@ def _score(
         precision=recipe.evaluation.precision,
     )
     scored, embeddings = score_through_setbacks(recipe, run, score)
-    write_embeddings(run.predictions / "embeddings.parquet", scored.ids, embeddings)
+    write_embeddings(run.predictions / EMBEDDINGS_FILE, scored.ids, embeddings, model_revision=revision)
     predictions = {name: scored.fold(name) for name in SCORED_FOLDS if rows[name]}
     for name, fold in predictions.items():
         fold.to_parquet(run.predictions / f"{name}.parquet")

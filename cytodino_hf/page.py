@@ -51,6 +51,15 @@ def data_address(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: "3 h 12 min", "4 min 7 s", "9 s"."""
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole % 3600 // 60
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
+
+
 def plain(value: Any) -> Any:
     """The value as JSON knows it: numpy and paths turned into plain values, what is not finite into null."""
     if isinstance(value, Mapping):

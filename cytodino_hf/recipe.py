@@ -56,7 +56,7 @@ class DataSection(Section):
         None, description="folder of the images; null lets the source find or fetch them"
     )
     taxonomy: str = Field(
-        "mll", description="`mll`, `mll_published` or a JSON file with classes and lineages"
+        "mll", description="`mll`, another set's (`harmonised`, `matek19`, ...) or a JSON file of classes"
     )
     split: str = Field(
         "stratified", description="`stratified`, `source`, or a file: path,label,fold or test names"
@@ -173,13 +173,13 @@ class TrainingSection(Section):
 class EvaluationSection(Section):
     """How the final scores are reported."""
 
-    interval_draws: int = Field(
-        2000, ge=100, le=1_000_000, description="bootstrap draws behind each interval"
-    )
+    interval_draws: int = Field(2000, ge=100, le=1_000_000, description="draws behind each interval")
     seed: int = Field(0, ge=0, description="seed of the bootstrap")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the backbone in the final scoring; bfloat16 is faster and rounds"
     )
+    parts: bool = Field(True, description="false leaves all but the scores to `cytodino evaluate`")
+    baselines: bool = Field(True, description="compare with kNN and logistic regression on frozen features")
 
 
 class HubSection(Section):

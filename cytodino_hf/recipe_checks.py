@@ -147,7 +147,8 @@ def check_contradictions(
                 f"model.lora_last_blocks = {model.lora_last_blocks}: the backbone has {blocks} blocks only"
             )
     if training is not None:
-        _check_training(training, found)
+        data = sections.get("data")
+        _check_training(training, data.taxonomy if data is not None else None, found)
 
 
 def check_source(data: Any, place: str, sources: Sequence[str], found: list[str]) -> None:
@@ -159,8 +160,6 @@ def check_source(data: Any, place: str, sources: Sequence[str], found: list[str]
         sources: Known sources.
         found: Receives the mistakes.
     """
-    from .taxonomy import load_taxonomy
-
     if data.source not in sources:
         found.append(
             f"{place}.source = {data.source!r}: "
@@ -170,13 +169,26 @@ def check_source(data: Any, place: str, sources: Sequence[str], found: list[str]
         found.append(f"{place}.root = {data.root!r}: no such folder")
     if data.split not in (None, "stratified", "source") and not Path(data.split).is_file():
         found.append(f"{place}.split = {data.split!r}: must be 'stratified', 'source' or an existing file")
-    try:
-        load_taxonomy(data.taxonomy)
-    except (ValueError, OSError) as error:
-        found.append(f"{place}.taxonomy = {data.taxonomy!r}: {error}")
+    check_taxonomy(data.taxonomy, place, found)
     total = math.fsum(data.fractions.model_dump().values())
     if abs(total - 1) > 1e-6:
         found.append(f"{place}.fractions: must sum to 1, not {total:g}")
+
+
+def check_taxonomy(name: str, place: str, found: list[str]) -> None:
+    """Check the key of a recipe that names a taxonomy.
+
+    Args:
+        name: Its value.
+        place: Section of the key.
+        found: Receives the mistake.
+    """
+    from .taxonomy import load_taxonomy
+
+    try:
+        load_taxonomy(name)
+    except (ValueError, OSError) as error:
+        found.append(f"{place}.taxonomy = {name!r}: {error}")
 
 
 def check_backbone(model: Any, found: list[str]) -> tuple[int | None, int | None]:
@@ -255,14 +267,26 @@ def _check_backbone_config(values: dict[str, Any], found: list[str]) -> tuple[in
     return config.hidden_size, config.patch_size
 
 
-def _check_training(training: Any, found: list[str]) -> None:
-    from .evaluation.metrics import METRICS
+def _metric_names(taxonomy: str | None, asked: str) -> tuple[str, ...]:
+    from .evaluation.scalar_metrics import OF_ONE_CLASS, SCALAR_METRICS, metric_names
+    from .taxonomy import load_taxonomy
 
+    try:
+        if taxonomy is not None:
+            return metric_names(load_taxonomy(taxonomy))
+    except (ValueError, OSError):  # named by `check_taxonomy`
+        pass
+    # Without classes a rate of one class cannot be called wrong.
+    return (*SCALAR_METRICS, *([asked] if asked.startswith(OF_ONE_CLASS) else []))
+
+
+def _check_training(training: Any, taxonomy: str | None, found: list[str]) -> None:
     metric = training.metric_for_best_model.removeprefix("eval_")
-    if metric not in (*METRICS, "loss"):
+    names = (*_metric_names(taxonomy, metric), "loss")
+    if metric not in names:
         found.append(
             f"training.metric_for_best_model = {training.metric_for_best_model!r}: "
-            + unknown_key(metric, (*METRICS, "loss"), kind="metric", bare=True)
+            + unknown_key(metric, names, kind="metric", bare=True)
         )
     if training.eval_strategy == "no" and training.early_stopping_patience is not None:
         found.append("training.early_stopping_patience: needs training.eval_strategy 'steps' or 'epoch'")

@@ -24,34 +24,29 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from fnmatch import fnmatchcase
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, Protocol, Self
 
 from .checkpoints import Checkpoints
 from .data.splits import SPLITS
+from .environment import describe_environment
 from .errors import RunFolderError
 from .files import write_json
 from .folder_lock import LOCK_FILE, alone_in, locked
 
 logger = logging.getLogger(__name__)
-_PACKAGES = (
-    "cytodino-hf", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "huggingface_hub",
-    "albumentations", "numpy", "opencv-python-headless", "pillow", "scikit-learn",
-)  # fmt: skip
-# May differ between the start of a run and its continuation: they change where and how fast, not what.
+# May differ between the start of a run and its continuation: they change where, how fast and what is said beside,
+# not what.
 _MAY_DIFFER = (
     "training.output_dir",
     "training.dataloader_num_workers",
     "training.report_to",
     "training.halve_batch_on_out_of_memory",
+    "evaluation.baselines",
+    "evaluation.parts",
     "hub.repo_id",
     "hub.private",
     "hub.merged",
@@ -241,59 +236,6 @@ class RunFolder:
     def _state(self) -> dict[str, Any]:
         path = self.path / "run.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def describe_environment() -> dict[str, Any]:
-    """Package versions, hardware, commit and command of this process; no user name, no host name."""
-    import psutil
-    import torch
-
-    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "gpus": devices,
-        "cuda": torch.version.cuda,
-        "precision": os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),
-        "git_commit": _git_commit(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor()
-
-
-def _git_commit() -> str | None:
-    """Commit of the checkout this package runs from, with `-dirty` where files were changed; None without one."""
-    here = Path(__file__).parent
-    if not (here.parent / ".git").exists():
-        return None
-    try:
-        out = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None  # no git on this machine
-    return out.stdout.strip()
 
 
 def _differences(kept: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:

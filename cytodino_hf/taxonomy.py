@@ -1,7 +1,8 @@
 """What the classes mean: names, lineages, maturation order, which mistakes are dangerous.
 
-Imports nothing of the package; every stage may import it. The built-in taxonomy is that of the MLL bone-marrow
-set (Matek et al. 2021, doi 10.1182/blood.2020010568); a user brings another as a JSON file (`Taxonomy.from_json`).
+Imports nothing of the package on loading; every stage may import it. The built-in taxonomy is that of the MLL
+bone-marrow set (Matek et al. 2021, doi 10.1182/blood.2020010568); those of other public sets are in `other_sets`; a
+user brings another as a JSON file (`Taxonomy.from_json`).
 """
 
 from __future__ import annotations
@@ -271,6 +272,26 @@ MLL = Taxonomy("mll", _MLL_CLASSES, {**_MATURATION_IN_CODE, "lymphoid": ("LYI", 
 MLL_PUBLISHED = Taxonomy("mll_published", _MLL_CLASSES, _MATURATION_IN_CODE)
 TAXONOMIES: Mapping[str, Taxonomy] = MappingProxyType({t.name: t for t in (MLL, MLL_PUBLISHED)})
 
+#: Costs of the two dangerous mistakes (CytoDINO, arXiv 2512.17930); any other mistake costs nothing extra.
+CRITICAL_TO_SAFE_COST, SAFE_TO_CRITICAL_COST = 3.0, 1.5
+
+
+def mistake_costs(
+    taxonomy: Taxonomy,
+    critical_to_safe: float = CRITICAL_TO_SAFE_COST,
+    safe_to_critical: float = SAFE_TO_CRITICAL_COST,
+) -> list[list[float]]:
+    """Cost of predicting class j (column) for label t (row): above zero only between critical and safe classes."""
+    return [
+        [
+            critical_to_safe * (t.is_critical and j.is_safe)
+            + safe_to_critical * (t.is_safe and j.is_critical)
+            for j in taxonomy.classes
+        ]
+        for t in taxonomy.classes
+    ]
+
+
 #: Images per class in the published MLL set (sum 171,374); the imbalance that drawn cells imitate.
 MLL_IMAGE_COUNTS: Mapping[str, int] = MappingProxyType(
     {
@@ -287,9 +308,12 @@ def load_taxonomy(name_or_path: str) -> Taxonomy:
     Raises:
         ValueError: Neither a built-in name nor a readable taxonomy file.
     """
-    if name_or_path in TAXONOMIES:
-        return TAXONOMIES[name_or_path]
+    from .other_sets import OTHER_TAXONOMIES  # is made of classes of this module
+
+    known = {**TAXONOMIES, **OTHER_TAXONOMIES}
+    if name_or_path in known:
+        return known[name_or_path]
     path = Path(name_or_path)
     if not path.is_file():
-        raise ValueError(f"{name_or_path!r} is neither a taxonomy ({', '.join(TAXONOMIES)}) nor a JSON file")
+        raise ValueError(f"{name_or_path!r} is neither a taxonomy ({', '.join(known)}) nor a JSON file")
     return Taxonomy.from_json(path)

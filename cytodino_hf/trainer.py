@@ -12,6 +12,7 @@ from transformers import EarlyStoppingCallback, TrainingArguments
 
 from .data.dataset import CellDataset, collate
 from .data.samplers import OversamplingSampler
+from .errors import DataError
 from .lora import merged_for_evaluation
 from .model.image_processing_cytodino import CytoDinoImageProcessor
 from .recipe import Oversampling, Recipe, TrainingSection
@@ -155,6 +156,8 @@ def parameter_groups(model: nn.Module, training: TrainingSection) -> list[dict[s
 
 def training_arguments(recipe: Recipe) -> TrainingArguments:
     """TrainingArguments from the training section; precision comes from accelerate's environment."""
+    from .evaluation.scalar_metrics import is_less_better
+
     values = recipe.training.model_dump()
     for key in (*_OURS, "save_total_limit"):  # checkpoints are rotated by our own code
         values.pop(key)
@@ -165,25 +168,46 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         label_names=["labels"],
         load_best_model_at_end=evaluates,
         metric_for_best_model=metric if evaluates else None,
-        greater_is_better=metric != "loss" if evaluates else None,
+        greater_is_better=metric != "loss" and not is_less_better(metric) if evaluates else None,
     )
 
 
-def make_compute_metrics(taxonomy: Taxonomy, train_labels: list[int]) -> Callable[[Any], dict[str, float]]:
+def make_compute_metrics(
+    taxonomy: Taxonomy, train_labels: list[int], chosen: str | None = None
+) -> Callable[[Any], dict[str, float]]:
     """What Trainer calls after each evaluation: our metrics over the classes of the training fold.
 
-    The numbers are those of the public `evaluate` module, without its tables.
+    The numbers are those of the public `evaluate` module, without its tables; beside them the metric that chooses the
+    checkpoint, where it is another one.
     """
-    from .evaluation.metrics import confusion_matrix, confusion_metrics
+    from .evaluation.metrics import METRICS
+    from .evaluation.scalar_metrics import metric_names, scalar_metrics
 
     counted = np.isin(np.arange(len(taxonomy)), train_labels)
+    names = (*METRICS, chosen) if chosen in metric_names(taxonomy) and chosen not in METRICS else METRICS
 
     def compute(prediction: Any) -> dict[str, float]:
-        called = np.asarray(prediction.predictions).argmax(-1)
-        matrix = confusion_matrix(prediction.label_ids, called, len(taxonomy))
-        return {name: float(value) for name, value in confusion_metrics(matrix, counted).items()}
+        return scalar_metrics(
+            np.asarray(prediction.predictions), prediction.label_ids, taxonomy, counted, names
+        )
 
     return compute
+
+
+def _check_chosen(
+    metric: str | None, taxonomy: Taxonomy, train: CellDataset, validation: CellDataset
+) -> None:
+    """Refuse a metric that the validation fold cannot have, before hours are spent."""
+    from .evaluation.scalar_metrics import metric_names, why_undefined
+
+    if metric not in metric_names(taxonomy):
+        return
+    counted = np.isin(np.arange(len(taxonomy)), train.labels)
+    if reason := why_undefined(metric, np.asarray(validation.labels), taxonomy, counted):
+        raise DataError(
+            f"training.metric_for_best_model = {metric!r} has no value on the validation fold: {reason}; choose "
+            "another metric, such as 'macro_f1', or give the fold more images"
+        )
 
 
 def build_trainer(
@@ -196,17 +220,24 @@ def build_trainer(
     validation: CellDataset | None,
     taxonomy: Taxonomy,
 ) -> CytoTrainer:
-    """Put the pieces of a recipe together into a trainer that is ready to run."""
+    """Put the pieces of a recipe together into a trainer that is ready to run.
+
+    Raises:
+        DataError: The metric that chooses the checkpoint has no value on the validation fold.
+    """
+    arguments = training_arguments(recipe)
+    if validation is not None:
+        _check_chosen(arguments.metric_for_best_model, taxonomy, train, validation)
     trainer = CytoTrainer(
         model=model,
         loss=loss,
         processor=processor,
         training=recipe.training,
         oversampling=recipe.data.oversampling,
-        args=training_arguments(recipe),
+        args=arguments,
         train_dataset=train,
         eval_dataset=validation,
-        compute_metrics=make_compute_metrics(taxonomy, train.labels),
+        compute_metrics=make_compute_metrics(taxonomy, train.labels, arguments.metric_for_best_model),
     )
     if recipe.training.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(recipe.training.early_stopping_patience))

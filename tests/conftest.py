@@ -101,7 +101,7 @@ def tiny_recipe() -> Callable[..., dict[str, Any]]:
                 "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2,
                 "dataloader_num_workers": 0, "learning_rate": 1e-3, "disable_tqdm": True,
             },
-            "evaluation": {"interval_draws": 200},
+            "evaluation": {"interval_draws": 200, "parts": False},
         }  # fmt: skip
         for name, keys in changes.items():
             document[name] = document.get(name, {}) | keys
@@ -123,5 +123,10 @@ def run(tmp_path_factory: pytest.TempPathFactory, cells: Path, tiny_recipe: Call
     from cytodino_hf.recipe import parse_recipe
 
     out = tmp_path_factory.mktemp("runs") / "demo"
-    document = tiny_recipe(cells, out, training={"max_steps": 30, "eval_steps": 30, "save_steps": 30})
+    document = tiny_recipe(
+        cells,
+        out,
+        training={"max_steps": 30, "eval_steps": 30, "save_steps": 30},
+        evaluation={"parts": True},
+    )
     return finetune(parse_recipe(document, source="test")).path

@@ -112,11 +112,11 @@ def run_recipe(path: str) -> None:
     from cytodino_hf import finetune as module
     from cytodino_hf.recipe import load_recipe
 
-    def note(folder: Path, predictions: Any, context: Any, **kwargs: Any) -> None:
-        folder.mkdir(exist_ok=True)
-        (folder / "training.json").write_text(json.dumps(context.training))
+    def note(recipe: Any, split: Any, run: Any, predictions: Any, context: Any) -> None:
+        run.report.mkdir(exist_ok=True)
+        (run.report / "training.json").write_text(json.dumps(context.training))
 
-    module.write_report = note
+    module.report_run = note
     module.finetune(load_recipe(path))
 
 

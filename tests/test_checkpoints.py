@@ -387,7 +387,7 @@ def half_run(images: Path, tmp_path: Path, tiny_recipe: Callable[..., dict[str, 
         document = tiny_recipe(images, tmp_path / "run", training={"report_to": "none"} | training)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(pipeline, "build_trainer", build_and_stop)
-            patch.setattr(pipeline, "write_report", lambda *args, **kwargs: None)
+            patch.setattr(pipeline, "report_run", lambda *args: None)
             return pipeline.finetune(parse_recipe(document, source="test"))
 
     return start

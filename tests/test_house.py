@@ -19,19 +19,19 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A stage imports only stages before it, or its own.
 STAGES = [
-    {"errors", "files", "page", "taxonomy"},
+    {"environment", "errors", "files", "kept_reports", "other_sets", "page", "taxonomy"},
     {"recipe", "recipe_checks", "recipe_mistakes"},
     {"data"},
     {"model"},
-    {"backbones", "binding", "lora", "model_builder"},
+    {"backbones", "binding", "lora", "model_builder", "model_loading"},
     {"losses"},
     {"checkpoints", "training", "trainer"},
     {"evaluation"},
     {"launch", "folder_lock", "run_folder", "memory", "planning", "recovery"},
-    {"run_records"},
-    {"publishing"},
-    {"finetune", "pretraining", "conversion", "prediction", "probing"},
-    {"cli_backbones", "cli_benchmark", "cli_data", "cli_predict", "cli_probe", "cli_publish"},
+    {"kept_run", "run_records", "run_report"},
+    {"evaluate", "publishing", "seeds_summary", "symmetries_of_run"},
+    {"audit", "finetune", "pretraining", "conversion", "prediction", "probing"},
+    {"cli_backbones", "cli_benchmark", "cli_data", "cli_evaluate", "cli_predict", "cli_probe", "cli_publish"},
     {"cli", "__main__"},
 ]
 # Imports inside functions that look forward: tables that say what a recipe may name, and the metrics of training.

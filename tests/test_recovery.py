@@ -44,7 +44,7 @@ def images(tmp_path_factory: pytest.TempPathFactory, make_images: Callable[..., 
 @pytest.fixture(autouse=True)
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than these trainings."""
-    monkeypatch.setattr("cytodino_hf.evaluation.report._figures", lambda report, context: {})
+    monkeypatch.setattr("cytodino_hf.evaluation.report._figures", lambda *args: {})
 
 
 @pytest.fixture

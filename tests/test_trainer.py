@@ -12,6 +12,7 @@ import torch
 
 from cytodino_hf.data.dataset import CellDataset
 from cytodino_hf.data.loading import load_split
+from cytodino_hf.errors import DataError
 from cytodino_hf.losses import LOSSES, build_loss
 from cytodino_hf.model_builder import build_config, build_model, build_processor
 from cytodino_hf.recipe import Recipe, parse_recipe
@@ -189,6 +190,32 @@ def test_the_best_checkpoint_is_what_is_left_in_memory(
     losses = [row["eval_loss"] for row in run.state.log_history if "eval_loss" in row]
     assert run.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-5)
     assert max(losses) > min(losses) * 1.001
+
+
+@pytest.mark.parametrize(
+    ("metric", "greater"), [("mcc", True), ("mean_distance", False), ("eval_nll", False)]
+)
+def test_any_metric_chooses_the_checkpoint_in_its_direction(
+    trainer: Callable[..., CytoTrainer], metric: str, greater: bool
+) -> None:
+    run = trainer(
+        training={"max_steps": 4, "eval_steps": 2, "save_steps": 2, "metric_for_best_model": metric}
+    )
+    run.train()
+    name = metric.removeprefix("eval_")
+    assert run.args.greater_is_better is greater
+    values = [row[f"eval_{name}"] for row in run.state.log_history if f"eval_{name}" in row]
+    assert len(values) == 2
+    assert run.state.best_metric == pytest.approx((max if greater else min)(values))
+
+
+def test_a_metric_the_validation_fold_cannot_have_is_refused_at_once(
+    trainer: Callable[..., CytoTrainer],
+) -> None:
+    with pytest.raises(
+        DataError, match="'auroc' has no value on the validation fold: it is of tasks of two classes"
+    ):
+        trainer(training={"metric_for_best_model": "auroc"})
 
 
 @pytest.mark.slow

@@ -10,9 +10,9 @@ from cytodino_hf.data.dataset import CellDataset
 from cytodino_hf.evaluation.features import frozen_features
 from cytodino_hf.evaluation.frozen_backbones import load_frozen_backbone
 from cytodino_hf.evaluation.predictions import Predictions
+from cytodino_hf.evaluation.scoring import as_predictions
 from cytodino_hf.model_builder import build_processor
 from cytodino_hf.probing.methods import Folds, ask_without_choice
-from cytodino_hf.probing.scores import as_predictions
 from cytodino_hf.probing.systems import pictures_for
 from cytodino_hf.recipe import DataSection
 

@@ -9,12 +9,14 @@ from typing import Any, Literal
 
 from benchmarks.machine import describe_machine, describe_versions
 from benchmarks.results import Part
+from cytodino_hf.environment import hardware
 from cytodino_hf.errors import CytoDinoError
 from cytodino_hf.evaluation.comparison import bootstrap_intervals
 from cytodino_hf.evaluation.frozen_backbones import UNTRAINED
+from cytodino_hf.evaluation.neighbours import NEIGHBOURS
 from cytodino_hf.evaluation.predictions import Predictions
 from cytodino_hf.evaluation.seeds import over_seeds
-from cytodino_hf.probing.methods import METHODS, NEIGHBOURS
+from cytodino_hf.probing.methods import METHODS
 from cytodino_hf.taxonomy import load_taxonomy
 
 from .arms import ARMS, recipe_of
@@ -139,13 +141,12 @@ def _read_record(folder: Path) -> Mapping[str, Any]:
 def _backbone(
     name: str, record: Mapping[str, Any], crop: int | None, scores: dict[str, dict[str, Reached]]
 ) -> PretrainedBackbone:
-    training, environment = record["training"], record["environment"]
-    gpus = environment.get("gpus") or []
+    training = record["training"]
     return PretrainedBackbone(
         name=name,
         seconds=training["seconds"],
         images_seen=training["images_seen"],
-        hardware=", ".join(gpus) if gpus else f"{environment['processor']}, {environment['cores']} cores",
+        hardware=hardware(record["environment"]),
         monitored=[
             (row["seconds"], row[_MONITORED])
             for row in training["log_history"]

@@ -10,12 +10,12 @@ from typing import Any, Literal
 import numpy as np
 
 from benchmarks.results import Part
+from cytodino_hf.evaluation.calibration.temperature import fit_temperature
 from cytodino_hf.evaluation.comparison import COMPARED, bootstrap_intervals, paired_differences
 from cytodino_hf.evaluation.metrics import confusion_matrix, confusion_metrics
 from cytodino_hf.evaluation.predictions import Predictions
 from cytodino_hf.evaluation.probability_metrics import probability_metrics
 from cytodino_hf.evaluation.seeds import over_seeds
-from cytodino_hf.evaluation.temperature import fit_temperature
 from cytodino_hf.taxonomy import Taxonomy, load_taxonomy
 
 from .runs import Run, costs

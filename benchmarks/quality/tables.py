@@ -214,8 +214,8 @@ def _judged(study: Study) -> list[str]:
     return [
         *told,
         f"After the semicolon: arm - {study.reference} with the 95 % interval {both}. A difference is called clear "
-        "(bold; better) where it leaves out 0; that of critical cells called safe never where the two ways differ in "
-        f"fewer than {ENOUGH_DISCORDANT} images.",
+        f"(bold; better) where it leaves out 0, and never where the two ways differ in fewer than {ENOUGH_DISCORDANT} "
+        "images.",
         "Neither the number of metrics nor that of arms is corrected for: of twenty differences that are none, one "
         "may be called clear.",
     ]

@@ -27,6 +27,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..files import push_to_disk
+from .hdf5_pictures import place_of
 from .images import decoder_versions, read_file, read_rgb
 from .parallel import Died, usable_cores, work_through
 from .pictures import Pack
@@ -61,9 +62,12 @@ def pack_images(images: CellImages, kind: Kind, *, workers: int | None = None) -
         workers: Processes that read; as many as there are cores by default.
 
     Raises:
-        DataError: An image cannot be read (names it), or the cache has no room or cannot be written.
+        DataError: An image cannot be read (names it), the cache has no room or cannot be written, or the images lie in
+            HDF5 files.
     """
     paths = images.column("path")
+    if any(place_of(path) for path in paths[:1]):
+        raise DataError(f"{images.root}: the pictures lie in HDF5 files already: set data.cache to 'none'")
     files = [f"{images.root.absolute()}/{path}" for path in paths]
     sizes = _look_at(files)
     name = _fingerprint(kind, images.root, paths, sizes)

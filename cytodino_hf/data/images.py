@@ -19,6 +19,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..errors import DataError, MachineError
+from .hdf5_pictures import encoded_picture, place_of
 from .image_layout import BadLayoutError, read_layout
 from .native_stderr import decoder_lines
 
@@ -120,7 +121,7 @@ def read_file(path: str) -> bytes:
     """All bytes of a regular file. A pipe is refused and not waited for.
 
     Args:
-        path: The file.
+        path: The file, or a picture inside an HDF5 file (see `hdf5_pictures`).
 
     Returns:
         Its content.
@@ -134,6 +135,10 @@ def read_file(path: str) -> bytes:
         file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
+    except NotADirectoryError as error:  # the path leads into a file
+        if (place := place_of(path)) is None:
+            raise DataError(f"{path}: no such file") from error
+        return encoded_picture(*place)
     except (OSError, ValueError) as error:
         _blame_the_machine(path, error)
         raise DataError(f"{path}: cannot be read ({error}); check its permissions, or remove it") from error

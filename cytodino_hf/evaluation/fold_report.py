@@ -10,9 +10,11 @@ import numpy as np
 
 from ..errors import DataError
 from ..taxonomy import Taxonomy
-from .metrics import Share, class_metrics, confusion_matrix, critical_mistakes, top_confusions
+from .grouped import GroupDraws, group_draws
+from .metrics import class_metrics, confusion_matrix, top_confusions
 from .predictions import Predictions
-from .statistics import class_intervals, metric_intervals, wilson_interval
+from .scalar_metrics import why_undefined
+from .statistics import FEW_IMAGES, called_interval, class_intervals, metric_intervals
 
 
 def fold_section(
@@ -29,13 +31,15 @@ def fold_section(
 
     Args:
         fold: Name of the fold, for messages.
-        predictions: Its predictions; images without label are counted and left out.
+        predictions: Its predictions; images without label are counted and left out. Where images have a group,
+            intervals are over groups.
         taxonomy: The classes, in label order.
         train_classes: Codes of the classes with an image in the training fold; macro metrics are over these.
         draws, seed, level: Of the bootstrap (`metric_intervals`).
 
     Returns:
-        `metrics` is empty where the fold has no labelled image of a training class.
+        `metrics` is empty where the fold has no labelled image of a training class, or there is one class only;
+        `undefined` names those that could not be otherwise and are left out, and why.
 
     Raises:
         DataError: Predictions are not finite, or name other classes than the taxonomy.
@@ -46,30 +50,32 @@ def fold_section(
     support = matrix.sum(1)
     counted = np.array([code in train_classes for code in taxonomy.codes])
     codes = np.array(taxonomy.codes)
+    grouped = group_draws(
+        predictions.labels[known],
+        predictions.predicted[known],
+        [group for group, is_known in zip(predictions.groups, known, strict=True) if is_known],
+        len(taxonomy),
+        draws,
+        seed,
+    )
     metrics = (
-        metric_intervals(matrix, counted, draws=draws, seed=seed, level=level)
-        if support[counted].any()
+        metric_intervals(matrix, counted, draws=draws, seed=seed, level=level, grouped=grouped)
+        if support[counted].any() and len(taxonomy) > 1
         else {}
     )
+    reasons = {name: why_undefined(name, predictions.labels[known], taxonomy, counted) for name in metrics}
     return {
         "images": int(known.sum()),
         "unlabelled_images": int((~known).sum()),
         "model_revision": predictions.model_revision,
-        "metrics": {name: interval.to_dict() for name, interval in metrics.items()},
+        "metrics": {name: interval.to_dict() for name, interval in metrics.items() if reasons[name] is None},
+        "undefined": {name: reason for name, reason in reasons.items() if reason is not None},
         "absent_classes": codes[counted & (support == 0)].tolist(),
         "untrained_classes": codes[~counted & (support > 0)].tolist(),
         "never_predicted": codes[(support > 0) & (matrix.sum(0) == 0)].tolist(),
-        "per_class": _class_table(matrix, taxonomy, draws, seed, level),
-        "critical": _critical_section(matrix, taxonomy, level),
-        "top_confusions": [
-            {
-                "true": taxonomy.codes[c.true],
-                "predicted": taxonomy.codes[c.predicted],
-                "count": c.count,
-                "share": c.share,
-            }
-            for c in top_confusions(matrix)
-        ],
+        "per_class": _class_table(matrix, taxonomy, draws, seed, level, grouped),
+        "critical": _critical_section(matrix, taxonomy, level, grouped),
+        "top_confusions": _confusions(matrix, taxonomy, level, grouped),
         "classes": list(taxonomy.codes),
         "confusion_matrix": matrix.tolist(),
     }
@@ -90,10 +96,15 @@ def _check(fold: str, predictions: Predictions, taxonomy: Taxonomy) -> None:
 
 
 def _class_table(
-    matrix: np.ndarray, taxonomy: Taxonomy, draws: int, seed: int, level: float
+    matrix: np.ndarray,
+    taxonomy: Taxonomy,
+    draws: int,
+    seed: int,
+    level: float,
+    grouped: GroupDraws | None,
 ) -> list[dict[str, Any]]:
     each = class_metrics(matrix)
-    intervals = class_intervals(matrix, draws=draws, seed=seed, level=level)
+    intervals = class_intervals(matrix, draws=draws, seed=seed, level=level, grouped=grouped)
     return [
         {
             "code": cell.code,
@@ -102,24 +113,54 @@ def _class_table(
             "is_critical": cell.is_critical,
             "is_safe": cell.is_safe,
             "images": int(each.support[label]),
+            "is_few": bool(each.support[label] < FEW_IMAGES),
             "predicted": int(each.predicted[label]),
-            **asdict(intervals[label]),
+            **asdict(intervals[label]),  # None: no such image, or none called so
         }
         for label, cell in enumerate(taxonomy.classes)
     ]
 
 
-def _critical_section(matrix: np.ndarray, taxonomy: Taxonomy, level: float) -> dict[str, Any]:
-    found = critical_mistakes(matrix, taxonomy.critical, taxonomy.safe)
+def _confusions(
+    matrix: np.ndarray, taxonomy: Taxonomy, level: float, grouped: GroupDraws | None
+) -> list[dict[str, Any]]:
+    """The most frequent confusions; shares are of the images of the true class."""
+    rows = []
+    for c in top_confusions(matrix):
+        interval, _ = called_interval(matrix, [c.true], [c.predicted], grouped, level=level)
+        rows.append(
+            {
+                "true": taxonomy.codes[c.true],
+                "predicted": taxonomy.codes[c.predicted],
+                "count": c.count,
+                "share": c.share,
+                "low": interval.low,
+                "high": interval.high,
+                "of": interval.n,
+                "method": interval.method,
+            }
+        )
+    return rows
 
-    def row(share: Share) -> dict[str, Any]:
-        interval = wilson_interval(share.mistakes, share.of, level=level)
-        low, high = (interval.low, interval.high) if share.of else (None, None)
-        rates = {"rate": share.rate, "low": low, "high": high, "method": interval.method}
-        return {"mistakes": share.mistakes, "of": share.of, **rates}
+
+def _critical_section(
+    matrix: np.ndarray, taxonomy: Taxonomy, level: float, grouped: GroupDraws | None
+) -> dict[str, Any]:
+    critical, safe = taxonomy.critical, taxonomy.safe
+
+    def row(true: Sequence[int], called: Sequence[int]) -> dict[str, Any]:
+        interval, mistakes = called_interval(matrix, true, called, grouped, level=level)
+        is_known = interval.n > 0
+        rates = {"rate": interval.value, "low": interval.low, "high": interval.high}
+        return {
+            "mistakes": mistakes,
+            "of": interval.n,
+            **{name: value if is_known else None for name, value in rates.items()},
+            "method": interval.method,
+        }
 
     return {
-        "critical_to_safe": row(found.critical_to_safe),
-        "safe_to_critical": row(found.safe_to_critical),
-        "per_class": {taxonomy.codes[label]: row(share) for label, share in found.per_class.items()},
+        "critical_to_safe": row(critical, safe),
+        "safe_to_critical": row(safe, critical),
+        "per_class": {taxonomy.codes[label]: row([label], safe) for label in critical},
     }

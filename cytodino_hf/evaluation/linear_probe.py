@@ -57,6 +57,12 @@ class LogisticProbe:
         return columns
 
 
+def log_shares(shares: np.ndarray) -> np.ndarray:
+    """float32 logits of which the softmax gives the shares back; `LOG_OF_NOTHING` for a share of zero."""
+    with np.errstate(divide="ignore"):
+        return np.maximum(np.log(shares), LOG_OF_NOTHING).astype(np.float32)
+
+
 def fit_logistic(
     train: np.ndarray,
     labels: np.ndarray,

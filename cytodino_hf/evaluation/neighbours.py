@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+#: Neighbours of the two votes; those of DINO and DinoBloom.
+NEIGHBOURS = (1, 20)
 #: Of the vote; DINO's.
 TEMPERATURE = 0.07
 _SIMILARITIES_AT_ONCE = 8_000_000  # bounds the memory to some hundreds of megabytes

@@ -34,19 +34,22 @@ class Explained:
         image: uint8 (height, width, 3), as the backbone saw it.
         colours: float (rows, columns, 3) in 0 to 1.
         attention: (heads, rows, columns), shares.
+        attention_words: Whose.
     """
 
     name: str
     image: np.ndarray
     colours: np.ndarray
     attention: np.ndarray
+    attention_words: str = "attention"
 
 
 def draw_page(seen: Explained, variance: float) -> Figure:
     """The image, its patch features as colours, the mean attention, and below that of every head.
 
     Each head is drawn from zero to its own largest share, for heads differ much in how sharp they are. Above it stands
-    how many times that is what a patch would get if all of them got the same.
+    how many times that is what a patch would get if all of them got the same; a head that gives every patch less, and
+    the rest to other tokens, is drawn from zero to that even share, and so stays as dark as it is weak.
 
     Args:
         seen: What to draw.
@@ -64,7 +67,7 @@ def draw_page(seen: Explained, variance: float) -> Figure:
     top = _row(figure, 3, wide, high, bottom=heads_high, panel_high=large)
     _picture(top[0], seen.image, shortened(seen.name, 40))
     _picture(top[1], seen.colours, f"features, components 1-3 ({variance:.0%} of variance)")
-    _attention(top[2], seen.attention.mean(0), "attention, mean of heads")
+    _attention(top[2], seen.attention.mean(0), f"{seen.attention_words}, mean")
     for row in range(rows):
         bottom = (rows - 1 - row) * (small + _CAPTION)
         panels = _row(figure, columns, wide, high, bottom=bottom, panel_high=small)
@@ -115,7 +118,7 @@ def _picture(axes: Axes, pixels: np.ndarray, title: str) -> None:
 
 def _attention(axes: Axes, shares: np.ndarray, title: str) -> None:
     largest = float(shares.max())
-    axes.imshow(shares, cmap=_MAP, vmin=0, vmax=largest or 1.0, interpolation="nearest")
+    axes.imshow(shares, cmap=_MAP, vmin=0, vmax=max(largest, 1 / shares.size), interpolation="nearest")
     times = largest * shares.size
     _name(axes, f"{title}: to {times:.{1 if times < 100 else 0}f} x even")
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..page import data_address
+from .statistics import FEW_IMAGES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,7 +100,7 @@ def draw_training_curves(curves: TrainingCurves, best_step: int | None = None) -
             axes.legend(frameon=False, fontsize=8)
         axes.set_title(title, loc="left", fontsize=10, color=INK, fontweight="bold")
         axes.set_xlabel("step", fontsize=8)
-        _tidy(axes)
+        tidy(axes)
         if title == "learning rate":
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:.1e}")
     return figure
@@ -175,14 +176,14 @@ def draw_class_f1(
             rows = order[chosen]
             axes.hlines(places[chosen], lows[rows], highs[rows], color=colour, alpha=0.45, linewidth=3)
             axes.plot(values[rows], places[chosen], marker, color=colour, markersize=6, label=label)
-    _labels(axes, "y", places, [f"{shortened(names[i])}  n={images[i]:,}" for i in order])
+    counts = [f"n={n:,}" + (" (few)" if n < FEW_IMAGES else "") for n in images]
+    _labels(axes, "y", places, [f"{shortened(names[i])}  {counts[i]}" for i in order])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(-0.02, 1.02)
     axes.set_xlabel("F1 with its interval", fontsize=9)
     if is_critical.any():
         axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-    _tidy(axes)
-    axes.grid(axis="y", visible=False)
+    tidy(axes, "x")
     return figure
 
 
@@ -242,8 +243,9 @@ def _line(axes: Axes, values: np.ndarray, colour: str, label: str) -> None:
         )
 
 
-def _tidy(axes: Axes) -> None:
-    axes.grid(color="#e4e7eb", linewidth=0.8)
+def tidy(axes: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
+    """The look of a chart of this project: light grid, small labels, no box."""
+    axes.grid(axis=grid, color="#e4e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=8, length=0, colors=INK)
     for side in ("top", "right", "left"):

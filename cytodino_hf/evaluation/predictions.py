@@ -1,14 +1,17 @@
 """PREDICTIONS: the one object every report takes, and its Parquet form.
 
-The Parquet file has the columns `id, path, source, group, fold, label, logits, probabilities, prediction,
-model_revision`; `label` may be null; class codes in label order, and what a group is, stand in the file's
-metadata. Embeddings go into a sibling file by id.
+The Parquet file has the columns `id, path, source, group, fold, label, logits, probabilities, prediction, ood,
+model_revision`; `label` may be null, and so may `ood` (whether the image is unlike those the model knows), which files
+of earlier versions do not have. Class codes in label order, what a group is, and which calibration changed the logits
+stand in the file's metadata, and how the pictures were
+changed. Embeddings go into a sibling file by id, whose metadata says of which weights and pictures they are.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _METADATA_KEY = b"cytodino"
+_EMBEDDINGS_KEY = b"cytodino_embeddings"
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -42,6 +46,9 @@ class Predictions:
         classes: Class codes in label order.
         model_revision: Which weights said so.
         group_kind: What a group is, or None.
+        ood: One truth or None per image, whether it is unlike those the model knows; None where nobody asked.
+        calibration: Fingerprint of the calibration that changed the logits; None for those of the model itself.
+        prepared: How the pictures were changed before the model saw them; None: as they are.
     """
 
     ids: list[str]
@@ -54,10 +61,14 @@ class Predictions:
     classes: tuple[str, ...]
     model_revision: str
     group_kind: str | None = None
+    ood: list[bool | None] | None = None
+    calibration: str | None = None
+    prepared: str | None = None
 
     def __post_init__(self) -> None:
         n = len(self.ids)
         sizes = {len(self.paths), len(self.sources), len(self.groups), len(self.folds), len(self.labels)}
+        sizes |= {n if self.ood is None else len(self.ood)}
         if sizes != {n} or self.logits.shape != (n, len(self.classes)):
             raise ValueError(
                 f"predictions disagree in length: {n} ids, columns {sorted(sizes)}, logits {self.logits.shape}, "
@@ -93,6 +104,7 @@ class Predictions:
             folds=pick(self.folds),
             labels=self.labels[rows],
             logits=self.logits[rows],
+            ood=None if self.ood is None else pick(self.ood),
         )
 
     def fold(self, name: str) -> Predictions:
@@ -115,6 +127,7 @@ class Predictions:
                 "logits": pa.array(list(self.logits.astype(np.float32)), floats),
                 "probabilities": pa.array(list(self.probabilities), floats),
                 "prediction": pa.array(self.predicted, pa.int64()),
+                "ood": pa.array(self.ood or [None] * len(self), pa.bool_()),
                 "model_revision": pa.array([self.model_revision] * len(self), pa.string()),
             }
         )
@@ -122,6 +135,8 @@ class Predictions:
             "classes": list(self.classes),
             "group_kind": self.group_kind,
             "model_revision": self.model_revision,
+            "calibration": self.calibration,
+            "prepared": self.prepared,
         }
         return table.replace_schema_metadata({_METADATA_KEY: json.dumps(about)})
 
@@ -139,21 +154,22 @@ class Predictions:
         Raises:
             DataError: No predictions file of this project, or rows of several model revisions; names it.
         """
-        import pyarrow.parquet as pq
-
-        if not Path(path).is_file():
-            raise DataError(f"{path}: no such predictions file")
-        table = pq.read_table(path)
+        table = _read_table(path)
         raw = (table.schema.metadata or {}).get(_METADATA_KEY)
         if raw is None:
             raise DataError(f"{path}: no predictions of this project (its metadata names no classes)")
         about = json.loads(raw)
-        columns = table.to_pydict()
+        columns = {
+            name: table[name].to_pylist()
+            for name in table.column_names
+            if name not in ("logits", "probabilities", "prediction")
+        }
         if other := set(columns["model_revision"]) - {about["model_revision"]}:
             raise DataError(
                 f"{path}: holds rows of several model revisions ({', '.join(sorted(other))}, ...)"
             )
         classes = tuple(about["classes"])
+        ood = columns.get("ood", [])
         return cls(
             ids=columns["id"],
             paths=columns["path"],
@@ -161,15 +177,32 @@ class Predictions:
             groups=columns["group"],
             folds=columns["fold"],
             labels=np.array([-1 if v is None else v for v in columns["label"]], dtype=np.int64),
-            logits=np.array(columns["logits"], dtype=np.float32).reshape(-1, len(classes)),
+            logits=_floats(table["logits"]).reshape(-1, len(classes)),
             classes=classes,
             model_revision=about["model_revision"],
             group_kind=about["group_kind"],
+            ood=ood if any(value is not None for value in ood) else None,
+            calibration=about.get("calibration"),
+            prepared=about.get("prepared"),
         )
 
 
-def write_embeddings(path: str | Path, ids: Sequence[str], embeddings: np.ndarray) -> None:
-    """Write embeddings, float32 (images, width), as columns `id, embedding`."""
+def write_embeddings(
+    path: str | Path,
+    ids: Sequence[str],
+    embeddings: np.ndarray,
+    *,
+    model_revision: str,
+    prepared: str | None = None,
+) -> None:
+    """Write embeddings as columns `id, embedding`.
+
+    Args:
+        path: The file; its folder is made.
+        ids: One text per image.
+        embeddings: float32 (images, width).
+        model_revision, prepared: As in the `Predictions` of these images.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -178,12 +211,85 @@ def write_embeddings(path: str | Path, ids: Sequence[str], embeddings: np.ndarra
         "id": pa.array(list(ids), pa.string()),
         "embedding": pa.array(list(embeddings.astype(np.float32)), pa.list_(pa.float32())),
     }
-    pq.write_table(pa.table(columns), path)
+    about = {"model_revision": model_revision, "prepared": prepared}
+    table = pa.table(columns).replace_schema_metadata({_EMBEDDINGS_KEY: json.dumps(about)})
+    pq.write_table(table, path)
+
+
+def foreign_embeddings(path: str | Path, predictions: Predictions) -> str | None:
+    """Why embeddings are not of the answers they lie beside, which ids alone do not tell.
+
+    Args:
+        path: As `write_embeddings` writes it. Earlier versions did not say whose they are: nothing speaks against them.
+        predictions: The answers.
+
+    Returns:
+        A sentence without its full stop; None where they belong together.
+    """
+    raw = (_schema(path).metadata or {}).get(_EMBEDDINGS_KEY)
+    if raw is None:
+        return None
+    about = json.loads(raw)
+    if about["model_revision"] != predictions.model_revision:
+        return (
+            f"they are of the weights {about['model_revision']}, the answers of {predictions.model_revision}"
+        )
+    if about["prepared"] != predictions.prepared:
+        seen = (f"pictures {text or 'as they are'}" for text in (about["prepared"], predictions.prepared))
+        return "they are of {}, the answers of {}".format(*seen)
+    return None
 
 
 def read_embeddings(path: str | Path) -> tuple[list[str], np.ndarray]:
     """Read what `write_embeddings` wrote: the ids, and float32 (images, width)."""
+    table = _read_table(path)
+    rows = table["embedding"]
+    return table["id"].to_pylist(), _floats(rows).reshape(len(rows), -1)
+
+
+def _schema(path: str | Path) -> pa.Schema:
+    """The columns and the metadata of a Parquet file of ours; errors as of `_read_table`."""
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path).to_pydict()
-    return table["id"], np.array(table["embedding"], dtype=np.float32)
+    with _explained(path):
+        return pq.read_schema(path)
+
+
+def _read_table(path: str | Path) -> pa.Table:
+    """A Parquet file of ours.
+
+    Raises:
+        DataError: It is missing or no Parquet file.
+    """
+    import pyarrow.parquet as pq
+
+    with _explained(path):
+        return pq.read_table(path)
+
+
+@contextmanager
+def _explained(path: str | Path) -> Iterator[None]:
+    import pyarrow as pa
+
+    if not Path(path).is_file():
+        raise DataError(f"{path}: no such folder or file")
+    if Path(path).suffix.lower() == ".csv":
+        # Probabilities rounded to 7 digits: log(0) is no logit, and what all logits have in common is gone.
+        raise DataError(
+            f"{path}: a CSV file holds rounded probabilities and no logits; write the answers once more with "
+            "`cytodino predict ... --output NAME.parquet`"
+        )
+    try:
+        yield
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"{path}: is no Parquet file ({error}); give what `cytodino predict` wrote"
+        ) from error
+
+
+def _floats(column: pa.ChunkedArray) -> np.ndarray:
+    """All values of a column of lists, one after the other; by way of Python objects it would take a hundred times."""
+    import pyarrow.compute as pc
+
+    values: np.ndarray = pc.list_flatten(column).to_numpy()
+    return values.astype(np.float32, copy=False)

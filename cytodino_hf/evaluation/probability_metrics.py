@@ -21,11 +21,14 @@ class ProbabilityTerms:
         nll: (images,) -log of the probability of the true class, in nats.
         brier: (images,) squared distance between the probabilities and the truth, summed over classes, in [0, 2].
         gap: (images, bins) confidence minus "was right" (1 or 0) in the bin of the confidence, 0 elsewhere.
+        noise: (bins,) standard deviation of the mean gap, were each answer right as often as its confidence says. Where
+            a model is hardly ever wrong the images show less: a bin without a mistake does not vary when drawn again.
     """
 
     nll: np.ndarray
     brier: np.ndarray
     gap: np.ndarray
+    noise: np.ndarray
 
 
 def probability_terms(logits: np.ndarray, labels: np.ndarray) -> ProbabilityTerms:
@@ -53,8 +56,27 @@ def probability_terms(logits: np.ndarray, labels: np.ndarray) -> ProbabilityTerm
     gap = np.zeros((len(labels), CALIBRATION_BINS))
     gap[rows, bins] = confidence - (logits.argmax(axis=1) == labels)
     return ProbabilityTerms(
-        nll=-log_probabilities[rows, labels], brier=((probabilities - truth) ** 2).sum(axis=1), gap=gap
+        nll=-log_probabilities[rows, labels],
+        brier=((probabilities - truth) ** 2).sum(axis=1),
+        gap=gap,
+        noise=calibrated_noise(confidence, bins, CALIBRATION_BINS),
     )
+
+
+def calibrated_noise(probabilities: np.ndarray, bins: np.ndarray, count: int) -> np.ndarray:
+    """Standard deviation of the mean gap of each bin, by its share of images, were the probabilities exactly right.
+
+    Args:
+        probabilities: (images, ...) of something that is true or not.
+        bins: The same shape, number of the bin of each.
+        count: Bins.
+
+    Returns:
+        (bins,) float64.
+    """
+    variance = np.bincount(bins.ravel(), (probabilities * (1 - probabilities)).ravel(), count)
+    noise: np.ndarray = np.sqrt(variance) / max(len(probabilities), 1)
+    return noise
 
 
 def probability_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -72,3 +94,24 @@ def probability_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, flo
         "brier": float(terms.brier.mean()),
         "ece": float(np.abs(terms.gap.sum(axis=0)).sum() / n),
     }
+
+
+def largest_bias(sums: np.ndarray, deviations: np.ndarray) -> np.ndarray:
+    """By how much absolute values of sums may be too high on average, as of the bins of a calibration error.
+
+    The mean of |x| for x around m >= 0 with deviation s is above m by s sqrt(2 / pi) exp(-m^2 / 2 s^2)
+    - 2 m Phi(-m / s), most at m = 0. m is taken as small as the images allow: |x| - 2 s, at least 0.
+
+    Args:
+        sums: (...) x, of the images as they are.
+        deviations: (...) s, of the images drawn again, at least `calibrated_noise`: a bin whose images all agree shows
+            none.
+    """
+    from scipy.stats import norm
+
+    least = np.maximum(0.0, np.abs(sums) - 2 * deviations)
+    ratio = np.divide(least, deviations, out=np.zeros_like(least), where=deviations > 0)
+    bias: np.ndarray = deviations * (
+        np.sqrt(2 / np.pi) * np.exp(-(ratio**2) / 2) - 2 * ratio * norm.cdf(-ratio)
+    )
+    return bias

@@ -1,28 +1,37 @@
-"""The first report of a run: `report.json` for programs, `report.html` for people, figures also as files."""
+"""The report of a run: `report.json` for programs, `report.html` for people, figures also as files."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..page import plain, render_template
+from ..page import duration, plain, render_template
 from ..taxonomy import Taxonomy
+from .calibration.artifact import CALIBRATION_FILE
+from .confusion import draw_class_confusion, lineage_order
+from .fitted import Fitted
 from .fold_report import fold_section
+from .headlines import headlines
+from .ood.detector import OOD_FILE
 from .panels import draw_augmentation_strip, draw_class_panel
 from .plots import (
     bytes_to_data_uri,
     draw_class_f1,
-    draw_confusion_matrix,
     draw_training_curves,
     figure_bytes,
     training_curves,
 )
 from .predictions import Predictions
+from .report_parts import PARTS, Asked, Drawn, Evidence, Format, build_parts, draw_parts
+from .resampling import are_grouped
+from .selective.review import review_folds
+from .statistics import FEW_IMAGES
+from .threads import one_thread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,6 +43,9 @@ DRAWN_NOTE = (
 GROUPED_NOTE = (
     "Intervals take images as independent. Images of one {kind} resemble each other, "
     "so the true intervals are wider."
+)
+WHOLE_GROUPS_NOTE = (
+    "Images of one {kind} resemble each other, so intervals are over whole groups of images, not over images."
 )
 _FOLD_ORDER = ("test", "validation", "calibration", "train")
 _MAX_SVG_CLASSES = 40
@@ -57,6 +69,8 @@ class ReportContext:
         model: What is known of the model (parameters per part, revision); may be nested.
         class_panel: Class code -> a few uint8 images (height, width, 3); None draws no panel.
         augmentation_strip: Rows of uint8 images, the original first; None draws no strip.
+        evidence: What the parts rest on besides the predictions; None leaves them out.
+        kept_figures: Name -> PNG drawn before, of figures whose images are not at hand.
     """
 
     title: str
@@ -69,6 +83,8 @@ class ReportContext:
     model: Mapping[str, Any] = field(default_factory=dict)
     class_panel: Mapping[str, Sequence[np.ndarray]] | None = None
     augmentation_strip: Sequence[Sequence[np.ndarray]] | None = None
+    evidence: Evidence | None = None
+    kept_figures: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def build_report(
@@ -92,7 +108,8 @@ def build_report(
     data = context.data
     notes = [DRAWN_NOTE] if data.get("is_drawn") else []
     if kind := data.get("group_kind"):
-        notes.append(GROUPED_NOTE.format(kind=kind))
+        grouped = any(are_grouped(one.groups) for one in predictions.values())
+        notes.append((WHOLE_GROUPS_NOTE if grouped else GROUPED_NOTE).format(kind=kind))
     folds = sorted(predictions, key=lambda fold: (_place(fold), fold))
     sections = {
         fold: fold_section(
@@ -106,6 +123,10 @@ def build_report(
         )
         for fold in folds
     }
+    scored = [fold for fold in folds if sections[fold]["metrics"]]
+    parts = {}
+    if asked := _asked(scored, predictions, context, {"draws": draws, "seed": seed, "level": level}):
+        parts = build_parts(asked)
     return plain(
         {
             "title": context.title,
@@ -115,6 +136,9 @@ def build_report(
             "folds": folds,
             "intervals": {"level": level, "draws": draws, "seed": seed},
             **sections,
+            "reported_fold": scored[0] if scored else None,
+            "review_folds": review_folds(predictions) if context.evidence is not None else [],
+            "parts": parts,
             "taxonomy": context.taxonomy.to_dict(),
             "train_classes": list(context.train_classes),
             "data": data,
@@ -126,6 +150,7 @@ def build_report(
     )
 
 
+@one_thread()
 def write_report(
     folder: str | Path,
     predictions: Mapping[str, Predictions],
@@ -146,8 +171,9 @@ def write_report(
     folder = Path(folder)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     addresses = {}
-    for name, (figure, format) in _figures(report, context).items():
-        content = figure_bytes(figure, format)
+    for name, drawn in _figures(report, predictions, context).items():
+        format: Format = "png" if isinstance(drawn, bytes) else drawn[1]
+        content = drawn if isinstance(drawn, bytes) else figure_bytes(*drawn)
         (folder / "figures" / f"{name}.{format}").write_bytes(content)
         addresses[name] = bytes_to_data_uri(content, format)
     text = json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False)
@@ -165,27 +191,15 @@ def render_page(report: Mapping[str, Any], figures: Mapping[str, str]) -> str:
     """
     template = Path(__file__).with_name("report_template.html")
     return render_template(
-        template, {"duration": _duration}, report=report, figures=figures, scored=_scored_folds(report)
+        template,
+        {"duration": duration},
+        report=report,
+        figures=figures,
+        scored=_scored_folds(report),
+        contents=_contents(report),
+        headlines=headlines(report["parts"]),
+        few_images=FEW_IMAGES,
     )
-
-
-def lineage_order(taxonomy: Taxonomy) -> list[int]:
-    """Labels with the members of a lineage together, immature first; lineages that mature come first.
-
-    Example:
-        >>> from cytodino_hf.taxonomy import MLL
-        >>> cells = MLL.subset(["BLA", "LYT", "PMO", "NGS"])
-        >>> [cells.codes[label] for label in lineage_order(cells)]
-        ['BLA', 'PMO', 'NGS', 'LYT']
-    """
-    lineages = list(dict.fromkeys((*taxonomy.maturation, *taxonomy.lineages)))
-
-    def place(label: int) -> tuple[int, int, int]:
-        lineage, code = taxonomy.lineages[label], taxonomy.codes[label]
-        order = taxonomy.maturation.get(lineage, ())
-        return lineages.index(lineage), order.index(code) if code in order else len(order), label
-
-    return sorted(range(len(taxonomy)), key=place)
 
 
 def _place(fold: str) -> int:
@@ -197,17 +211,56 @@ def _scored_folds(report: Mapping[str, Any]) -> list[str]:
     return [fold for fold in report["folds"] if report[fold]["metrics"]]
 
 
+def _contents(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Parts with values, in the order of the page: name, title and anchor."""
+    return [
+        {"name": name, "title": part.title, "anchor": part.anchor or name}
+        for name, part in PARTS.items()
+        if name in report["parts"] and "missing" not in report["parts"][name]
+    ]
+
+
+def _asked(
+    scored: Sequence[str],
+    predictions: Mapping[str, Predictions],
+    context: ReportContext,
+    drawn: Mapping[str, Any],
+) -> Asked | None:
+    """What the parts are told of the first scored fold; None where there are none to show."""
+    evidence = context.evidence
+    if evidence is None or not scored:
+        return None
+    fold = scored[0]
+    if fold != "test":
+        why = "there is no test fold to try it on"
+        evidence = replace(evidence, fitted=Fitted(gaps={CALIBRATION_FILE: why, OOD_FILE: why}))
+    return Asked(
+        name=context.title,
+        fold=fold,
+        scored=predictions[fold],
+        predictions=predictions,
+        taxonomy=context.taxonomy,
+        train_classes=context.train_classes,
+        counts=context.data.get("counts") or {},
+        evidence=evidence,
+        drawn=drawn,
+    )
+
+
 def _figures(
-    report: Mapping[str, Any], context: ReportContext
-) -> dict[str, tuple[Figure, Literal["svg", "png"]]]:
+    report: Mapping[str, Any], predictions: Mapping[str, Predictions], context: ReportContext
+) -> Drawn:
     taxonomy = context.taxonomy
     order = lineage_order(taxonomy)
     names = {cell.code: f"{cell.code}  {cell.name}" for cell in taxonomy.classes}
     # A chart of very many cells is smaller as pixels.
-    chart: Literal["svg", "png"] = "svg" if len(taxonomy) <= _MAX_SVG_CLASSES else "png"
-    figures: dict[str, tuple[Figure, Literal["svg", "png"]]] = {}
+    chart: Format = "svg" if len(taxonomy) <= _MAX_SVG_CLASSES else "png"
+    figures: Drawn = dict(context.kept_figures)
     if context.class_panel:
-        shown = {names[taxonomy.codes[i]]: context.class_panel.get(taxonomy.codes[i], ()) for i in order}
+        shown: dict[str, dict[str, Sequence[np.ndarray]]] = {}
+        for i in order:
+            members = shown.setdefault(taxonomy.lineages[i], {})
+            members[names[taxonomy.codes[i]]] = context.class_panel.get(taxonomy.codes[i], ())
         figures["class_panel"] = (draw_class_panel(shown), "png")
     if context.augmentation_strip:
         figures["augmentation_strip"] = (draw_augmentation_strip(context.augmentation_strip), "png")
@@ -216,18 +269,10 @@ def _figures(
         figures["training_curves"] = (draw_training_curves(curves, context.training.get("best_step")), "svg")
     if scored := _scored_folds(report):
         section = report[scored[0]]
-        dangerous = np.zeros((len(taxonomy), len(taxonomy)), dtype=bool)
-        dangerous[np.ix_(taxonomy.critical, taxonomy.safe)] = True
-        figures["confusion_matrix"] = (
-            draw_confusion_matrix(
-                np.array(section["confusion_matrix"])[np.ix_(order, order)],
-                [taxonomy.codes[i] for i in order],
-                [taxonomy.lineages[i] for i in order],
-                dangerous[np.ix_(order, order)],
-            ),
-            chart,
-        )
+        figures["confusion_matrix"] = (draw_class_confusion(section["confusion_matrix"], taxonomy), chart)
         figures["class_f1"] = (_class_f1_figure(section["per_class"]), chart)
+    if asked := _asked(scored, predictions, context, report["intervals"]):
+        figures |= draw_parts(report["parts"], asked)
     return figures
 
 
@@ -242,11 +287,3 @@ def _class_f1_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         np.array([row["images"] for row in rows]),
         np.array([row["is_critical"] for row in rows]),
     )
-
-
-def _duration(seconds: float) -> str:
-    whole = round(seconds)
-    hours, minutes = whole // 3600, whole % 3600 // 60
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"

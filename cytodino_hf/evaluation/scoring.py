@@ -28,6 +28,10 @@ BFLOAT16_SHARE = 0.05
 BATCH_SIZE = 32
 
 
+#: `(model, normalised pictures) -> (logits, embeddings)`, each with a row for every picture.
+Answer = Callable[["CytoDinoForImageClassification", "torch.Tensor"], tuple["torch.Tensor", "torch.Tensor"]]
+
+
 @dataclass(frozen=True)
 class ScoredBatch:
     """What the model said about one batch.
@@ -71,6 +75,14 @@ def computing_in(model: CytoDinoForImageClassification, precision: Precision) ->
             parameter.data = original
 
 
+def plain_answer(
+    model: CytoDinoForImageClassification, pixels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the model says about pictures as they are: logits and embeddings."""
+    output = model(pixel_values=pixels)
+    return output.logits, output.embedding
+
+
 def score(
     model: CytoDinoForImageClassification,
     processor: CytoDinoImageProcessor,
@@ -81,6 +93,7 @@ def score(
     workers: int = 0,
     precision: Precision = "float32",
     show_progress: bool = True,
+    answer: Answer = plain_answer,
 ) -> None:
     """Score pictures as `pipeline()` would: no variation, LoRA merged.
 
@@ -95,6 +108,7 @@ def score(
         precision: Of the backbone's weights and of what it computes; the head always computes in float32. float32 is
             exact float32 on a GPU too (no TF32).
         show_progress: Show a bar on stderr.
+        answer: How the model is asked; see `symmetries` for another way.
 
     Raises:
         DataError: A picture cannot be read and the data set does not go on without it; names it.
@@ -113,8 +127,7 @@ def score(
             pixels = processor.normalize_batch(batch["pixel_values"].to(model.device))
             problems = batch.get("problems", {})
             if len(pixels):
-                output = model(pixel_values=pixels.to(dtype))
-                logits, embeddings = output.logits, output.embedding
+                logits, embeddings = answer(model, pixels.to(dtype))
             else:  # a backbone takes no batch of nothing
                 logits = embeddings = torch.empty(0, model.config.num_labels)
             receive(ScoredBatch(batch["rows"].numpy(), _floats(logits), _floats(embeddings), problems))
@@ -135,6 +148,7 @@ def predict(
     batch_size: int = BATCH_SIZE,
     workers: int = 0,
     precision: Precision = "float32",
+    answer: Answer = plain_answer,
 ) -> tuple[Predictions, np.ndarray]:
     """Score the images of a set; none may be missing.
 
@@ -146,6 +160,7 @@ def predict(
         batch_size: Pictures at once.
         workers: Processes that read pictures.
         precision: See `score`.
+        answer: See `score`.
 
     Returns:
         The predictions, and the head's embeddings, float32 (images, width).
@@ -169,19 +184,32 @@ def predict(
         batch_size=batch_size,
         workers=workers,
         precision=precision,
+        answer=answer,
     )
-    predictions = Predictions(
+    logits = np.concatenate([batch.logits for batch in scored])
+    predictions = as_predictions(images, logits, model_revision)
+    if bad := [predictions.ids[row] for row in np.flatnonzero(~np.isfinite(predictions.logits).all(axis=1))]:
+        refuse_bad_logits("scoring", bad, FINE_TUNING.numbers)
+    return predictions, np.concatenate([batch.embeddings for batch in scored])
+
+
+def as_predictions(images: CellImages, logits: np.ndarray, revision: str) -> Predictions:
+    """Answers to some images in the form every report takes.
+
+    Args:
+        images: The rows.
+        logits: (images, classes).
+        revision: What said so.
+    """
+    return Predictions(
         ids=images.column("id"),
         paths=images.column("path"),
         sources=images.column("source"),
         groups=images.column("group"),
         folds=images.folds,
         labels=np.asarray(images.labels, dtype=np.int64),
-        logits=np.concatenate([batch.logits for batch in scored]),
+        logits=logits,
         classes=images.taxonomy.codes,
-        model_revision=model_revision,
+        model_revision=revision,
         group_kind=images.group_kind,
     )
-    if bad := [predictions.ids[row] for row in np.flatnonzero(~np.isfinite(predictions.logits).all(axis=1))]:
-        refuse_bad_logits("scoring", bad, FINE_TUNING.numbers)
-    return predictions, np.concatenate([batch.embeddings for batch in scored])

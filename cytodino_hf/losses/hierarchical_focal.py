@@ -8,7 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..taxonomy import Taxonomy
+from ..taxonomy import CRITICAL_TO_SAFE_COST, SAFE_TO_CRITICAL_COST, Taxonomy
+from ..taxonomy import mistake_costs as table_of_costs
 from .base import SMALLEST_DISTANCE, ClassificationLoss, LossOptions, LossSpec
 
 
@@ -44,10 +45,10 @@ class Options(LossOptions):
         "rest is spread evenly over the lineage, neighbours included.",
     )
     critical_to_safe_cost: float = Field(
-        3.0, ge=0.0, le=100.0, description="Cost of calling a critical cell a safe one."
+        CRITICAL_TO_SAFE_COST, ge=0.0, le=100.0, description="Cost of calling a critical cell a safe one."
     )
     safe_to_critical_cost: float = Field(
-        1.5, ge=0.0, le=100.0, description="Cost of calling a safe cell a critical one."
+        SAFE_TO_CRITICAL_COST, ge=0.0, le=100.0, description="Cost of calling a safe cell a critical one."
     )
     cost_weight: float = Field(
         0.2, ge=0.0, le=100.0, description="Weight of the expected cost in the loss; 0 leaves it out."
@@ -153,9 +154,7 @@ def mistake_costs(taxonomy: Taxonomy, critical_to_safe: float, safe_to_critical:
     Returns:
         float64 tensor (classes, classes), row = label.
     """
-    critical = torch.tensor([c.is_critical for c in taxonomy.classes], dtype=torch.float64)
-    safe = torch.tensor([c.is_safe for c in taxonomy.classes], dtype=torch.float64)
-    return critical_to_safe * torch.outer(critical, safe) + safe_to_critical * torch.outer(safe, critical)
+    return torch.tensor(table_of_costs(taxonomy, critical_to_safe, safe_to_critical), dtype=torch.float64)
 
 
 def build(options: Options, taxonomy: Taxonomy, class_counts: Sequence[int]) -> HierarchicalFocal:

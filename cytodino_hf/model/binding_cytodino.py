@@ -9,6 +9,7 @@
 | `preprocessing` | every value of `preprocessor_config.json` | that file |
 | `weights` | sha256 of each file of weights beside it, that of a base that travels included | those files |
 | `base` | Hub id, commit (40 hexadecimal digits) and sha256 of the weights of a base that does not | that base |
+| `companions` | sha256 of calibration and the like, and of the weights they were fitted for | those files, where used |
 | `recipe`, `data` | sha256 of the recipe, fingerprint of the images | nothing: they say where it came from |
 
 Nothing here needs the package the model was made with. The sha256 of a file is computed when a model is loaded, about

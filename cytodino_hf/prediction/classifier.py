@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +13,11 @@ import numpy as np
 from PIL import Image
 
 from ..errors import BadNumbersError
+from ..evaluation.calibration.artifact import Calibration
+from ..evaluation.ood.detector import OodDetector
 from ..evaluation.predictions import softmax
 from ..evaluation.scoring import BATCH_SIZE, Precision, ScoredBatch, score
+from .companions import load_calibration, load_detector, strange_pictures
 from .models import (
     LoadedModel,
     ModelPlace,
@@ -53,9 +57,10 @@ class CellPrediction:
         label: Code of the most probable class (`BLA`).
         name: Its readable name (`blast`).
         lineage: Its lineage (`granulocytic`).
-        probability: Of that class; as the model says it, not calibrated.
+        probability: Of that class; as the model says it, or calibrated where that was asked for.
         is_critical: Overlooking a cell of that class may harm a patient.
         top: The most probable classes, the first of them `label`.
+        ood: Whether the picture is unlike those the model knows; None where the model has nothing that tells.
     """
 
     image: str
@@ -66,6 +71,7 @@ class CellPrediction:
     probability: float
     is_critical: bool
     top: tuple[ClassProbability, ...]
+    ood: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -92,12 +98,14 @@ class CellPredictions(Sequence[CellPrediction]):
         problems: The other pictures.
         probabilities: float32 (cells, classes).
         classes: Class codes in label order.
+        are_calibrated: Whether the model's calibration was applied to the probabilities.
     """
 
     cells: tuple[CellPrediction, ...]
     problems: tuple[UnreadableImage, ...]
     probabilities: np.ndarray
     classes: tuple[str, ...]
+    are_calibrated: bool = False
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -125,6 +133,25 @@ class CellClassifier:
         self.model = loaded.model
         self.precision: Precision = precision
         cast_backbone(self.model, precision)
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """What was stored to calibrate the model.
+
+        Raises:
+            ModelUnavailableError: It has none, or another file lies in its place.
+            DataError: It was fitted for other weights or another label order; names both.
+        """
+        return load_calibration(self.place, self.taxonomy.codes)
+
+    @cached_property
+    def detector(self) -> OodDetector | None:
+        """What tells pictures unlike those the model knows; None where the model has nothing that does.
+
+        Raises:
+            WeightsFileError: It was fitted for other weights or another label order; names both.
+        """
+        return load_detector(self.place, self.taxonomy.codes)
 
     @classmethod
     def from_pretrained(
@@ -167,6 +194,7 @@ class CellClassifier:
         self,
         images: Picture | Sequence[Picture],
         *,
+        calibrated: bool = False,
         top_k: int = 3,
         batch_size: int = BATCH_SIZE,
         workers: int = 0,
@@ -179,6 +207,8 @@ class CellClassifier:
         Args:
             images: One or many: files, folders (every image below), encoded bytes, Pillow images, or uint8 arrays
                 (height, width), (height, width, 3) or (height, width, 4).
+            calibrated: Apply the model's calibration, so that of the answers given with a probability of 0.9 about nine
+                in ten are right on images like those it was fitted on.
             top_k: Classes named for each picture.
             batch_size: Pictures at once.
             workers: Processes that read pictures.
@@ -186,7 +216,10 @@ class CellClassifier:
 
         Raises:
             BadNumbersError: The model's answer to a picture is not finite; names it.
+            ModelUnavailableError: Calibrated answers are asked for and the model has no calibration.
+            DataError: Its calibration was fitted for other weights or another label order; names both.
         """
+        calibration, detector = self.calibration if calibrated else None, self.detector
         pictures, left_out = _listed(images)
         names = [str(p) if isinstance(p, str | Path) else f"images[{i}]" for i, p in enumerate(pictures)]
         scored: list[ScoredBatch] = []
@@ -208,19 +241,27 @@ class CellClassifier:
             logger.warning("%s: %s", problem.image, problem.reason)
         rows = [int(row) for batch in scored for row in batch.rows]
         nothing = np.empty((0, len(self.taxonomy)), np.float32)
-        probabilities = softmax(np.concatenate([nothing, *(batch.logits for batch in scored)]))
+        logits = np.concatenate([nothing, *(batch.logits for batch in scored)])
         if bad := [
-            names[row] for row, p in zip(rows, probabilities, strict=True) if not np.isfinite(p).all()
+            names[row] for row, given in zip(rows, logits, strict=True) if not np.isfinite(given).all()
         ]:
             raise BadNumbersError(not_finite(self.place.name, bad))
+        probabilities = softmax(logits if calibration is None else calibration.apply(logits))
+        ood = strange_pictures(detector, scored)
         return CellPredictions(
-            cells=tuple(self._cell(names[r], r, p, top_k) for r, p in zip(rows, probabilities, strict=True)),
+            cells=tuple(
+                self._cell(names[row], row, given, is_strange, top_k)
+                for row, given, is_strange in zip(rows, probabilities, ood, strict=True)
+            ),
             problems=tuple(problems),
             probabilities=probabilities,
             classes=self.taxonomy.codes,
+            are_calibrated=calibrated,
         )
 
-    def _cell(self, name: str, index: int, probabilities: np.ndarray, top_k: int) -> CellPrediction:
+    def _cell(
+        self, name: str, index: int, probabilities: np.ndarray, ood: bool | None, top_k: int
+    ) -> CellPrediction:
         classes = self.taxonomy.classes
         # Stable: of equals the first, as `argmax` says.
         order = np.argsort(-probabilities, kind="stable")[: max(1, top_k)]
@@ -237,6 +278,7 @@ class CellClassifier:
             probability=top[0].probability,
             is_critical=first.is_critical,
             top=top[:top_k],
+            ood=ood,
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,9 +13,12 @@ import numpy as np
 from ..data.splits import safe_cell
 from ..data.tables import first_few
 from ..errors import BadNumbersError, DataError
+from ..evaluation.calibration.artifact import Calibration
+from ..evaluation.ood.detector import OodDetector
 from ..evaluation.predictions import Predictions
-from ..evaluation.scoring import BATCH_SIZE, Precision, ScoredBatch, score
+from ..evaluation.scoring import BATCH_SIZE, ScoredBatch, score
 from ..taxonomy import Taxonomy
+from .companions import detector_digest, load_calibration, load_detector, strange_pictures
 from .inputs import InputImages, find_inputs
 from .models import ModelPlace, find_model, load_model, not_finite, quickest_precision
 from .output import PredictionOutput, Scorer
@@ -36,6 +39,7 @@ class PredictOptions:
         precision: Of the backbone; `auto` keeps that of the output; for a new one it is bfloat16 where that is quicker.
         batch_size: Pictures at once.
         workers: Processes that read pictures.
+        is_calibrated: Apply the model's calibration to the logits.
         group_kind: What the groups of the inputs are (`patient`, `slide`, ...).
         cache_dir: Of the Hub's files.
         seconds_a_part: A part is written each time as much time has passed.
@@ -46,6 +50,7 @@ class PredictOptions:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     batch_size: int = BATCH_SIZE
     workers: int = 0
+    is_calibrated: bool = False
     group_kind: str | None = None
     cache_dir: str | None = None
     seconds_a_part: float = SECONDS_A_PART
@@ -84,8 +89,9 @@ def predict_images(
         options: See `PredictOptions`.
 
     Raises:
-        ModelUnavailableError: The model cannot be had.
-        DataError: An input is missing; the output holds answers of other weights or another precision, or other images.
+        ModelUnavailableError: The model cannot be had, or has no calibration where one is asked for.
+        DataError: An input is missing; the output holds answers of other weights, another precision or calibration, or
+            other images; the calibration is that of other weights.
         BadNumbersError: An answer is not finite.
     """
     chosen = options or PredictOptions()
@@ -93,14 +99,13 @@ def predict_images(
     images = find_inputs(inputs, cache_dir=chosen.cache_dir)
     place = find_model(model, revision=chosen.revision, cache_dir=chosen.cache_dir)
     there = target.scorer()
-    revision = place.revision()
-    _refuse_other_scorer(target, there, place, revision, chosen.precision)
+    asked = _asked_scorer(place, chosen, there)
+    _refuse_other_scorer(target, there, place, asked)
     pending = _pending(images, target)
     if not pending and not target.is_begun():
         _refuse_nothing(target, images, target.problems())
         return Outcome(len(target.done()), 0, target.problems() | images.unreadable, there)
-    precision = there.precision if there else _precision(chosen)
-    job = _Job(images, place, Scorer(revision, precision), target, chosen)
+    job = _Job(images, place, _with_precision(asked, chosen), target, chosen)
     with target.held(job.scorer):
         pending = _pending(images, target)  # another process may just have ended
         scored = job.run(pending) if pending else 0
@@ -109,20 +114,42 @@ def predict_images(
     return Outcome(len(target.done()), scored, images.unreadable | job.problems, job.scorer)
 
 
+def _asked_scorer(place: ModelPlace, options: PredictOptions, there: Scorer | None) -> Scorer:
+    """What would give the rows; the precision may still be open ("auto")."""
+    calibration = ""
+    if options.is_calibrated:
+        calibration = load_calibration(place, place.classes()).fingerprint()
+    precision = there.precision if there and options.precision == "auto" else options.precision
+    return Scorer(place.revision(), precision, calibration, detector_digest(place))
+
+
 def _refuse_other_scorer(
-    target: PredictionOutput, there: Scorer | None, place: ModelPlace, revision: str, precision: str
+    target: PredictionOutput, there: Scorer | None, place: ModelPlace, asked: Scorer
 ) -> None:
     if there is None:
         return
-    if there.revision != revision:
+    if there.revision != asked.revision:
         raise DataError(
-            f"{target.path} holds answers of other weights: {there.revision} there, {revision} in {place.name}; give "
-            "another --output"
+            f"{target.path} holds answers of other weights: {there.revision} there, {asked.revision} in {place.name}; "
+            "give another --output"
         )
-    if precision not in ("auto", there.precision):
+    if asked.precision != there.precision:
         raise DataError(
-            f"{target.path} holds answers computed in {there.precision}, not {precision}; give another --output"
+            f"{target.path} holds answers computed in {there.precision}, not {asked.precision}; give another --output"
         )
+    for what, found, wanted in (
+        ("calibration", there.calibration, asked.calibration),
+        ("detector of strange images", there.detector, asked.detector),
+    ):
+        if found != wanted:
+            raise DataError(
+                f"{target.path} holds answers with {_named(what, found)}, asked is for {_named(what, wanted)}; give "
+                "another --output"
+            )
+
+
+def _named(what: str, fingerprint: str) -> str:
+    return f"the {what} {fingerprint}" if fingerprint else f"no {what}"
 
 
 def _pending(images: InputImages, target: PredictionOutput) -> list[int]:
@@ -148,18 +175,32 @@ def _pending(images: InputImages, target: PredictionOutput) -> list[int]:
     ]
 
 
-def _precision(options: PredictOptions) -> Precision:
+def _with_precision(asked: Scorer, options: PredictOptions) -> Scorer:
     import torch
 
-    if options.precision != "auto":
-        return options.precision
-    return quickest_precision(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if asked.precision != "auto":
+        return asked
+    where = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return replace(asked, precision=quickest_precision(where))
 
 
 def _refuse_nothing(target: PredictionOutput, images: InputImages, problems: dict[str, str]) -> None:
     if not target.path.is_file():
         reasons = first_few(f"{path} ({reason})" for path, reason in problems.items())
         raise DataError(f"none of {len(images)} images can be read: {reasons}")
+
+
+@dataclass(frozen=True)
+class _Companions:
+    """What is done to the answers, and what is said of the pictures."""
+
+    calibration: Calibration | None
+    detector: OodDetector | None
+
+    @classmethod
+    def of(cls, place: ModelPlace, taxonomy: Taxonomy, is_calibrated: bool) -> _Companions:
+        calibration = load_calibration(place, taxonomy.codes) if is_calibrated else None
+        return cls(calibration, load_detector(place, taxonomy.codes))
 
 
 @dataclass
@@ -176,12 +217,13 @@ class _Job:
     def run(self, pending: Sequence[int]) -> int:
         """Score rows part by part; how many could be read."""
         loaded = load_model(self.place, self.options.device)
+        companions = _Companions.of(self.place, loaded.taxonomy, self.options.is_calibrated)
         waiting: list[ScoredBatch] = []
         written, last = 0, time.monotonic()
 
         def write() -> None:
             nonlocal written, last
-            part = self._predictions(waiting, loaded.taxonomy)
+            part = self._predictions(waiting, loaded.taxonomy, companions)
             if len(part):
                 self.target.add(part, loaded.taxonomy, self.scorer)
             waiting.clear()
@@ -204,7 +246,9 @@ class _Job:
         write()
         return written
 
-    def _predictions(self, batches: Sequence[ScoredBatch], taxonomy: Taxonomy) -> Predictions:
+    def _predictions(
+        self, batches: Sequence[ScoredBatch], taxonomy: Taxonomy, companions: _Companions
+    ) -> Predictions:
         images = self.images
         for batch in batches:
             self.problems |= {images.paths[row]: reason for row, reason in batch.problems.items()}
@@ -217,6 +261,7 @@ class _Job:
             raise BadNumbersError(not_finite(self.place.name, bad))
         known = {code: label for label, code in enumerate(taxonomy.codes)}
         has_groups = any(group is not None for group in images.groups)
+        calibration, detector = companions.calibration, companions.detector
         return Predictions(
             ids=[images.ids[row] for row in rows],
             paths=[images.paths[row] for row in rows],
@@ -224,8 +269,10 @@ class _Job:
             groups=[images.groups[row] for row in rows],
             folds=[images.folds[row] for row in rows],
             labels=np.array([known.get(images.labels[row] or "", -1) for row in rows], dtype=np.int64),
-            logits=logits,
+            logits=logits if calibration is None else calibration.apply(logits),
             classes=taxonomy.codes,
             model_revision=self.scorer.revision,
             group_kind=(self.options.group_kind or _GROUP_KIND) if has_groups else None,
+            ood=None if detector is None else strange_pictures(detector, batches),
+            calibration=self.scorer.calibration or None,
         )

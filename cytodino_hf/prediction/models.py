@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..binding import digest_of_several
 from ..data.tables import first_few
 from ..errors import ModelUnavailableError
 from ..evaluation.scoring import Precision
 from ..files import file_sha256, read_json
+from ..model_loading import load_classifier, model_explained
 from ..taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -53,6 +53,11 @@ class ModelPlace:
         )
         return Path(found) if found else None
 
+    def classes(self) -> tuple[str, ...]:
+        """Its class codes in label order."""
+        labels = self.config.get("id2label") or {}
+        return tuple(str(labels[key]) for key in sorted(labels, key=int))
+
     def revision(self) -> str:
         """Which weights these are: sha256 of the file with what was trained, as the RUN's own predictions say it.
 
@@ -64,7 +69,7 @@ class ModelPlace:
         if adapter:
             is_lora = self.config.get("adapter_type") == "lora"
             names = [f"{adapter}/{'adapter_model' if is_lora else 'trained'}.safetensors"]
-        with _explained(self.name):
+        with model_explained(self.name):
             files = [self.file(name) for name in names]
             if files[0] is None and not adapter:
                 files = self._shards()
@@ -73,7 +78,7 @@ class ModelPlace:
                 f"model {self.name}: {names[0]} is missing; give a RUN that is finished, or fetch it anew"
             )
         digests = [file_sha256(file) for file in files if file]
-        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+        return digest_of_several(digests)
 
     def _shards(self) -> list[Path | None]:
         index = self.file(_INDEX)
@@ -127,7 +132,7 @@ def find_model(
     hub = {key: value for key, value in hub.items() if value is not None}
     if local_files_only:
         hub["local_files_only"] = True
-    with _explained(place):
+    with model_explained(place):
         file = cached_file(place, "config.json", revision=revision, **hub)
         if file is None:
             raise OSError(
@@ -155,17 +160,10 @@ def load_model(place: ModelPlace, device: str | None = None) -> LoadedModel:
     """
     import torch
 
-    from ..model.image_processing_cytodino import CytoDinoImageProcessor
-    from ..model.modeling_cytodino import CytoDinoForImageClassification
-
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     taxonomy = _taxonomy(place)
-    with _explained(place.name):
-        model = CytoDinoForImageClassification.from_pretrained(
-            place.name, revision=place.commit, dtype=torch.float32, **place.hub
-        )
-        processor = CytoDinoImageProcessor.from_pretrained(place.name, revision=place.commit, **place.hub)
-    return LoadedModel(model.eval().requires_grad_(False).to(where), processor, taxonomy)
+    model, processor = load_classifier(place.name, revision=place.commit, **place.hub)
+    return LoadedModel(model.to(where), processor, taxonomy)
 
 
 def cast_backbone(model: CytoDinoForImageClassification, precision: Precision) -> None:
@@ -218,8 +216,7 @@ def _seconds_of_product(dtype: Any) -> float:
 
 
 def _taxonomy(place: ModelPlace) -> Taxonomy:
-    labels = place.config.get("id2label") or {}
-    codes = tuple(str(labels[key]) for key in sorted(labels, key=int))
+    codes = place.classes()
     try:
         taxonomy = Taxonomy.from_dict(place.config.get("taxonomy") or {})
     except ValueError as error:
@@ -232,38 +229,3 @@ def _taxonomy(place: ModelPlace) -> Taxonomy:
             f"{', '.join(taxonomy.codes)} in another; give an unchanged model"
         )
     return taxonomy
-
-
-@contextmanager
-def _explained(name: str) -> Iterator[None]:
-    """Turn the many ways a model can be out of reach into one message with the remedy."""
-    from safetensors import SafetensorError
-
-    from ..model.binding_cytodino import BaseUnavailableError, BindingError
-
-    try:
-        yield
-    except (BaseUnavailableError, BindingError) as error:  # they say the remedy themselves
-        raise ModelUnavailableError(str(error)) from error
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise ModelUnavailableError(f"model {name} cannot be loaded: {_remedy(error, name)}") from error
-
-
-def _remedy(error: BaseException, name: str) -> str:
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    from ..model.binding_cytodino import causes_of
-
-    causes = causes_of(error)
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        return "it has no config.json; give a RUN that is finished, or what was published from one"
-    if any(isinstance(c, GatedRepoError) for c in causes):
-        return (
-            f"access is granted on https://huggingface.co/{name}; ask for it there, then `hf auth login` or set "
-            f"HF_TOKEN ({error})"
-        )
-    if any(isinstance(c, (LocalEntryNotFoundError, OfflineModeIsEnabled)) for c in causes):
-        return (
-            f"it is not in the local cache; fetch it once with a connection (`hf download {name}`) ({error})"
-        )
-    return str(error)

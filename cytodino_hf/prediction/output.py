@@ -36,14 +36,33 @@ class Scorer:
     Args:
         revision: sha256 of the weights.
         precision: Of the backbone.
+        calibration: Fingerprint of the calibration that was applied; empty without one.
+        detector: sha256 of what told strange images; empty where the model has nothing that does.
     """
 
     revision: str
     precision: str
+    calibration: str = ""
+    detector: str = ""
 
     def to_dict(self) -> dict[str, str]:
         """Plain values."""
-        return {"model_revision": self.revision, "precision": self.precision}
+        return {
+            "model_revision": self.revision,
+            "precision": self.precision,
+            "calibration": self.calibration,
+            "ood_detector": self.detector,
+        }
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, str]) -> Scorer:
+        """Read what `to_dict` gave; earlier versions knew weights and precision only."""
+        return cls(
+            found["model_revision"],
+            found["precision"],
+            found.get("calibration") or "",
+            found.get("ood_detector") or "",
+        )
 
 
 class PredictionOutput:
@@ -89,7 +108,7 @@ class PredictionOutput:
         elif any(self.parts.glob("*.parquet")):  # else nothing was scored yet
             about = self.parts / "about.json"
             found = read_json(about)
-        return Scorer(found["model_revision"], found["precision"]) if found else None
+        return Scorer.from_dict(found) if found else None
 
     def done(self) -> set[str]:
         """Ids of the rows that are there; of a CSV as `safe_cell` writes them."""
@@ -147,7 +166,8 @@ class PredictionOutput:
 
         tables = self._tables()
         if tables:
-            rows = pa.concat_tables(tables)
+            # Rows of earlier versions lack the newer columns, which stay empty there.
+            rows = pa.concat_tables(tables, promote_options="default")
             # An id twice is possible only where a call ended between its last two steps; both rows say the same.
             places = pc.index_in(
                 pa.array([self.written_id(name) for name in ids]), rows["id"].combine_chunks()
@@ -235,8 +255,9 @@ def _as_text(predictions: Predictions, taxonomy: Taxonomy, scorer: Scorer) -> pa
         "lineage": [c.lineage for c in classes],
         "is_critical": [str(c.is_critical).lower() for c in classes],
         "probability": [f"{p.max():.7g}" for p in probabilities],
+        "ood": [None if v is None else str(v).lower() for v in predictions.ood or [None] * len(predictions)],
         **{f"p({code})": [f"{p:.7g}" for p in probabilities[:, i]] for i, code in enumerate(taxonomy.codes)},
-        **{name: [value] * len(predictions) for name, value in scorer.to_dict().items()},
+        **{name: [value or None] * len(predictions) for name, value in scorer.to_dict().items()},
     }
     cells = {name: ["" if v is None else safe_cell(v) for v in values] for name, values in columns.items()}
     return pa.table({name: pa.array(values, pa.string()) for name, values in cells.items()})

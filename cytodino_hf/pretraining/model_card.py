@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..environment import hardware
 from ..publishing.licences import inherited_licence
 from .history import unlisted
 
@@ -127,9 +128,9 @@ def _images(images: dict[str, Any]) -> list[str]:
 
 def _hardware(record: dict[str, Any]) -> str:
     environment, training = record["environment"], record["training"]
-    if training["device"].startswith("cuda") and environment["gpus"]:
-        return f"{training['processes']} x {environment['gpus'][0]}"
-    return f"{environment['processor']} ({environment['cores']} cores), {training['processes']} process(es)"
+    if not training["device"].startswith("cuda"):
+        environment = environment | {"gpus": []}  # it had one, and did not use it
+    return hardware(environment, processes=training["processes"])
 
 
 def _worth(log: list[dict[str, Any]]) -> list[str]:

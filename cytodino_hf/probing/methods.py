@@ -12,13 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluation.linear_probe import LOG_OF_NOTHING, LogisticProbe, choose_logistic, fit_logistic
+from ..evaluation.linear_probe import (
+    LOG_OF_NOTHING,
+    LogisticProbe,
+    choose_logistic,
+    fit_logistic,
+    log_shares,
+)
 from ..evaluation.metrics import confusion_matrix, confusion_metrics
-from ..evaluation.neighbours import TEMPERATURE, knn_probabilities
+from ..evaluation.neighbours import NEIGHBOURS, TEMPERATURE, knn_probabilities
 from .classical import EvenKinds
 
-#: Neighbours of the two votes; those of DINO and DinoBloom.
-NEIGHBOURS = (1, 20)
 #: Values of C an SVM may choose from. Features have squared length 1 on average, so gamma stays as it is.
 _SVM_STRENGTHS, _SVM_GAMMA = (1.0, 10.0, 100.0), 0.5
 _TREES = 500
@@ -104,7 +108,7 @@ def ask_without_choice(folds: Folds, seed: int | None) -> Iterator[Answer]:
     """Those answers of a backbone that choose nothing, so that the validation fold may be asked as well."""
     for k in NEIGHBOURS:
         shares = knn_probabilities(folds.train, folds.train_labels, folds.test, k, folds.num_classes)
-        yield Answer(f"knn_{k}", _logarithms(shares), seed)
+        yield Answer(f"knn_{k}", log_shares(shares), seed)
     yield _said_by("logistic", fit_logistic(folds.train, folds.train_labels, folds.num_classes), folds, seed)
 
 
@@ -127,7 +131,7 @@ def ask_classical(folds: Folds, seeds: Sequence[int]) -> Iterator[Answer]:
         )
         shares = np.zeros((len(folds.test), folds.num_classes))
         shares[:, trees.classes_] = trees.predict_proba(folds.test)
-        yield Answer("extra_trees", _logarithms(shares), seed)
+        yield Answer("extra_trees", log_shares(shares), seed)
 
 
 def choose_svm(folds: Folds, even: EvenKinds) -> float:
@@ -167,9 +171,3 @@ def balanced_accuracy(labels: np.ndarray, predicted: np.ndarray, num_classes: in
     """Mean recall over the classes that have an image."""
     matrix = confusion_matrix(labels, predicted, num_classes)
     return float(confusion_metrics(matrix)["balanced_accuracy"])
-
-
-def _logarithms(shares: np.ndarray) -> np.ndarray:
-    """float32 logits of which the softmax gives the shares back."""
-    with np.errstate(divide="ignore"):
-        return np.maximum(np.log(shares), LOG_OF_NOTHING).astype(np.float32)

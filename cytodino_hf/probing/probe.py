@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from ..errors import CytoDinoError, RecipeError
 from ..evaluation.features import Pooling
 from ..evaluation.predictions import Predictions
+from ..evaluation.scoring import as_predictions
 from ..page import plain
 from ..recipe import DataSection
 from .answers import Question, answer
@@ -24,7 +25,7 @@ from .few_shot import FewShot
 from .images import ProbeImages, load_probe_images
 from .methods import HEADLINE, METHODS, Answer, Folds
 from .report import write_report
-from .scores import as_predictions, compare_with_first, score_method
+from .scores import compare_with_first, score_method
 from .systems import CLASSICAL, FeatureSettings, slug, system_features
 
 logger = logging.getLogger(__name__)

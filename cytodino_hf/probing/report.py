@@ -142,7 +142,12 @@ def _score(score: Mapping[str, Any]) -> str:
 
 
 def _difference(found: Mapping[str, Any] | None) -> str:
-    return "" if found is None else f"{found['value']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+    if found is None:
+        return ""
+    # Where two systems say the same there is a difference and no interval.
+    return f"{found['value']:+.3f}" + (
+        "" if found["low"] is None else f" [{found['low']:+.3f}, {found['high']:+.3f}]"
+    )
 
 
 def _draws(row: Mapping[str, Any] | None) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from ..data.samples import CellImages
 from ..evaluation.comparison import COMPARED, bootstrap_intervals, paired_differences
 from ..evaluation.metrics import confusion_matrix, critical_mistakes
 from ..evaluation.predictions import Predictions
@@ -121,25 +120,3 @@ def compare_with_first(
                 }
             )
     return rows
-
-
-def as_predictions(images: CellImages, logits: np.ndarray, revision: str) -> Predictions:
-    """Answers to some images in the form every report takes.
-
-    Args:
-        images: The rows.
-        logits: (images, classes).
-        revision: What said so.
-    """
-    return Predictions(
-        ids=images.column("id"),
-        paths=images.column("path"),
-        sources=images.column("source"),
-        groups=images.column("group"),
-        folds=images.folds,
-        labels=np.asarray(images.labels, dtype=np.int64),
-        logits=logits,
-        classes=images.taxonomy.codes,
-        model_revision=revision,
-        group_kind=images.group_kind,
-    )

@@ -7,6 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..environment import hardware
+from ..evaluation.calibration.artifact import CALIBRATION_FILE
+from ..evaluation.companions import BoundCompanions
+from ..evaluation.headlines import headlines
+from ..evaluation.ood.detector import OOD_FILE
+from ..page import duration
 from .allow_list import LICENCE
 from .checklist import BLANK, checklist
 from .licences import Base
@@ -27,6 +33,8 @@ _METRICS = {
     "balanced_accuracy": ("recall", "balanced accuracy"),
     "accuracy": ("accuracy", "accuracy"),
 }
+# Parts of the report that a card says a sentence of.
+_ABOUT_SURENESS = ("calibration", "selective", "conformal")
 _FOLDS = ("test", "validation", "calibration")
 _TAGS = ("cytology", "bone-marrow", "image-classification", "cytodino")
 # Letters, digits and what neither Markdown, HTML, a formula nor a spreadsheet acts on.
@@ -86,6 +94,7 @@ def model_card(
         keep_trailing_newline=True,
     )
     fold = scored_fold(report)
+    parts = report.get("parts") or {}
     words = base_in_words(base)
     rows = [(item, _with_blanks(text)) for item, text in checklist(report, words, fold)]
     return environment.get_template(TEMPLATE.name).render(
@@ -98,6 +107,10 @@ def model_card(
         base_in_words=words,
         text_of_licence=Markup(LICENCE),
         confusion=Markup(CONFUSION),
+        companions=BoundCompanions.of(config).sha256,
+        calibration_file=Markup(CALIBRATION_FILE),
+        ood_file=Markup(OOD_FILE),
+        sureness=headlines({name: parts[name] for name in _ABOUT_SURENESS if name in parts}),
         fold=fold,
         scores=report[fold] if fold else None,
         metrics=_metrics(report, fold),
@@ -107,8 +120,8 @@ def model_card(
         bfloat16_share=f"{BFLOAT16_SHARE:.0%}",
         blank=Markup(BLANK),
         interval=_interval,
-        duration=_duration(report["training"]["seconds"]),
-        hardware=_hardware(report["environment"]),
+        duration=duration(report["training"]["seconds"]),
+        hardware=hardware(report["environment"]),
     )
 
 
@@ -190,17 +203,3 @@ def _interval(score: Mapping[str, Any] | None, key: str = "value") -> str:
     if score is None or score.get(key) is None:
         return "no image"
     return f"{score[key]:.3f} ({score['low']:.3f} to {score['high']:.3f})"
-
-
-def _duration(seconds: float) -> str:
-    hours, minutes = int(seconds // 3600), seconds % 3600 / 60
-    return f"{hours} h {minutes:.0f} min" if hours else f"{minutes:.1f} min"
-
-
-def _hardware(environment: Mapping[str, Any]) -> str:
-    gpus = environment.get("gpus") or []
-    return (
-        gpus[0]
-        if gpus
-        else f"{environment.get('processor') or 'a processor'}, {environment.get('cores')} cores"
-    )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..binding import finish_binding
-from ..errors import PublishError
+from ..errors import ModelUnavailableError, PublishError
+from ..evaluation.companions import COMPANIONS, BoundCompanions
 from ..files import file_sha256, read_json, without_places, write_json
 from .allow_list import CARD, CONFIG, LICENCE, PROCESSOR, WHOLE_WEIGHTS, Gathered, Kind, Storage, Wish
 from .card import CONFUSION, model_card, scored_fold
@@ -33,6 +35,7 @@ def _gather(kind: Kind, folder: Path, work: Path, wish: Wish) -> Gathered:
         files = _bound_files(folder, kind)
         if wish.storage != "float32":
             files |= _narrow_adapter(folder, work, config, wish.storage)
+    files |= _companions(folder, config)
     base = base_of(folder, config, recipe)
     public = add_licence(folder, base, hub, work, files)
     _write_about(folder, work, report, recipe, files)
@@ -51,6 +54,19 @@ def _bound_files(folder: Path, kind: Kind) -> dict[str, Path]:
     config = read_json(folder / CONFIG)
     named = {*config["binding"]["weights"], CONFIG, PROCESSOR, f"{config['base_subfolder']}/{CONFIG}"}
     return {n: f for n, f in kind.allowed_files(folder).items() if n in named or n.endswith(".py")}
+
+
+def _companions(folder: Path, config: Mapping[str, Any]) -> dict[str, Path]:
+    """Calibration and the like, which belong to the model in whatever form its weights are stored."""
+    bound = BoundCompanions.of(config)
+    for name in bound.sha256:
+        if not (folder / name).is_file():
+            raise PublishError(f"{folder / name} is missing; run `cytodino evaluate` on the RUN again")
+        try:
+            bound.check(str(folder), name, folder / name)
+        except ModelUnavailableError as error:
+            raise PublishError(f"{error}; it was changed since the run") from error
+    return {name: folder / name for name in bound.sha256}
 
 
 def _check_whole(folder: Path) -> dict[str, Any]:
@@ -76,16 +92,10 @@ def _write_whole(folder: Path, work: Path, storage: Storage, hub: dict[str, Any]
     """Base and adapter as one model, in `work`."""
     import torch
 
-    from ..model.binding_cytodino import BaseUnavailableError, BindingError
-    from ..model.image_processing_cytodino import CytoDinoImageProcessor
-    from ..model.modeling_cytodino import CytoDinoForImageClassification
     from ..model_builder import save_model
+    from ..model_loading import load_classifier
 
-    try:
-        model = CytoDinoForImageClassification.from_pretrained(folder, dtype=torch.float32, **hub)
-    except (BaseUnavailableError, BindingError) as error:
-        raise PublishError(str(error)) from error
-    processor = CytoDinoImageProcessor.from_pretrained(folder)
+    model, processor = load_classifier(folder, **hub)
     save_model(model.to(getattr(torch, storage)), processor, work, "full")
 
 
@@ -130,23 +140,12 @@ def _write_about(
 
 
 def _confusion_picture(report: dict[str, Any], fold: str) -> bytes:
-    import numpy as np
-
-    from ..evaluation.plots import draw_confusion_matrix, figure_bytes
-    from ..evaluation.report import lineage_order
+    from ..evaluation.confusion import draw_class_confusion
+    from ..evaluation.plots import figure_bytes
     from ..taxonomy import Taxonomy
 
     taxonomy = Taxonomy.from_dict(report["taxonomy"])
-    order = lineage_order(taxonomy)
-    dangerous = np.zeros((len(taxonomy), len(taxonomy)), dtype=bool)
-    dangerous[np.ix_(taxonomy.critical, taxonomy.safe)] = True
-    figure = draw_confusion_matrix(
-        np.array(report[fold]["confusion_matrix"])[np.ix_(order, order)],
-        [taxonomy.codes[label] for label in order],
-        [taxonomy.lineages[label] for label in order],
-        dangerous[np.ix_(order, order)],
-    )
-    return figure_bytes(figure, "png")
+    return figure_bytes(draw_class_confusion(report[fold]["confusion_matrix"], taxonomy), "png")
 
 
 def _report(folder: Path) -> dict[str, Any]:
@@ -161,7 +160,7 @@ CLASSIFIER = Kind(
     "classifier",
     rf"config\.json|preprocessor_config\.json|(?:binding|configuration|image_processing|modeling)_cytodino\.py"
     rf"|adapter/(?:adapter_config\.json|adapter_model\.safetensors|trained\.safetensors)"
-    rf"|base/(?:config\.json|{WHOLE_WEIGHTS})|{WHOLE_WEIGHTS}",
+    rf"|base/(?:config\.json|{WHOLE_WEIGHTS})|{WHOLE_WEIGHTS}|{'|'.join(map(re.escape, COMPANIONS))}",
     (CARD, LICENCE, CONFUSION, _RECIPE, _ENVIRONMENT),
     _is_classifier,
     _gather,

@@ -36,6 +36,7 @@ ELSEWHERE = {
     "class whose images all turn out unusable",
     "class folders further down", "the same image twice", "class with one image", "one class only",
     "no image at all", "the ten damaged files of the MLL set", "image not named by the table",
+    "picture of an HDF5 file of source `pcam`",
 }  # fmt: skip
 
 

@@ -6,11 +6,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss
 
 from cytodino_hf.errors import DataError
-from cytodino_hf.evaluation import comparison
-from cytodino_hf.evaluation.comparison import COMPARED, bootstrap_intervals, paired_differences
+from cytodino_hf.evaluation import resampling
+from cytodino_hf.evaluation.comparison import (
+    COMPARED,
+    ENOUGH_DISCORDANT,
+    ENOUGH_GROUPS,
+    NO_SPREAD,
+    bootstrap_intervals,
+    paired_differences,
+)
 from cytodino_hf.evaluation.predictions import Predictions
 from cytodino_hf.evaluation.probability_metrics import probability_metrics
 from cytodino_hf.taxonomy import MLL, CellClass, Taxonomy
@@ -85,12 +93,20 @@ def test_values_are_means_over_seeds(systems: tuple) -> None:
         assert difference.other == pytest.approx(np.mean(b), abs=1e-6)
         assert difference.value == pytest.approx(np.mean(a) - np.mean(b), abs=1e-6)
         assert difference.ours_spread == pytest.approx(np.std(a, ddof=1), abs=1e-6)
-        assert (difference.ours_seeds, difference.other_seeds, difference.n) == (3, 2, 120)
+        assert (difference.ours_seeds, difference.other_seeds) == (3, 2)
+        assert difference.n == (40 if name == "critical_to_safe" else 120)
 
 
 def test_intervals_equal_a_bootstrap_of_plain_loops(systems: tuple) -> None:
+    """Its deviation, by 120 / (120 - 3) for the three classes; shares of images also turn one more image."""
     ours, other = systems
     found = paired_differences(ours, other, TAXONOMY, draws=4000, seed=5)
+    one_more = {
+        "accuracy": 1 / 120,
+        "balanced_accuracy": 1 / 120,
+        "macro_f1": 1 / 120,
+        "critical_to_safe": 1 / 40,
+    }
     rng = np.random.default_rng(99)
     drawn: dict[str, list[float]] = {name: [] for name in COMPARED}
     for _ in range(500):
@@ -102,18 +118,36 @@ def test_intervals_equal_a_bootstrap_of_plain_loops(systems: tuple) -> None:
                 for name, value in _quickly(p, rows).items():
                     drawn[name][-1] += sign * value / len(system)
     for name, difference in found.items():
-        values = np.array(drawn[name])
-        low, high = np.quantile(values, [0.025, 0.975]) - values.mean() + difference.value
-        width = high - low
-        # An end of 500 draws has a standard error of about 3 % of the width.
-        assert abs(difference.low - low) < 0.1 * width, name
-        assert abs(difference.high - high) < 0.1 * width, name
+        within = 40 if name == "critical_to_safe" else 120
+        strata = 1 if name == "critical_to_safe" else 3
+        variance = np.var(drawn[name], ddof=1) * within / (within - strata) + one_more.get(name, 0.0) ** 2
+        # The deviation of 500 draws has a standard error of 3 %; the freedom of 117 adds 1 % to the width.
+        half = 1.96 * np.sqrt(variance)
+        assert difference.deviation == pytest.approx(np.sqrt(variance), rel=0.1), name
+        assert difference.high - difference.value == pytest.approx(half, rel=0.12), name
+        assert difference.value - difference.low == pytest.approx(half, rel=0.12), name
 
 
-def test_equal_systems_differ_by_nothing_and_pairing_helps(systems: tuple) -> None:
+def test_one_interval_stands_for_both_with_one_seed_a_system(systems: tuple) -> None:
+    ours, other = systems
+    for difference in paired_differences(ours[:1], other[:1], TAXONOMY, draws=100).values():
+        assert (difference.low, difference.high) == (difference.low_of_both, difference.high_of_both)
+    for difference in paired_differences(ours, other, TAXONOMY, draws=100).values():
+        assert difference.low_of_both < difference.low < difference.high < difference.high_of_both
+
+
+def test_equal_systems_are_not_certainly_equal_and_pairing_helps(systems: tuple) -> None:
     ours, _ = systems
-    for difference in paired_differences(ours, ours, TAXONOMY, draws=200).values():
-        assert (difference.value, difference.low, difference.high) == (0.0, 0.0, 0.0)
+    for name, difference in paired_differences(ours, ours, TAXONOMY, draws=200).items():
+        assert difference.value == difference.discordant == 0
+        assert not difference.is_clear
+        if name in ("nll", "ece"):  # no image tells by how much others might differ
+            assert (difference.low, difference.high_of_both, difference.doubt) == (None, None, NO_SPREAD)
+    same = paired_differences(ours[:1], ours[:1], TAXONOMY, draws=200)
+    # Agresti and Min of 120 pairs that all agree; 40 of the images are of the critical class.
+    assert same["accuracy"].high == -same["accuracy"].low == pytest.approx(1.96 / 122, rel=0.05)
+    assert same["critical_to_safe"].high == pytest.approx(1.96 / 42, rel=0.06)
+    assert (same["accuracy"].n, same["critical_to_safe"].n) == (120, 40)
     nearly = replace(ours[0], logits=ours[0].logits + np.float32(0.05) * make(0, 77).logits)
     paired = paired_differences(ours[:1], [nearly], TAXONOMY, ["accuracy"], 1000)["accuracy"]
     alone = bootstrap_intervals(ours[:1], TAXONOMY, ["accuracy"], 1000)["accuracy"]
@@ -139,19 +173,9 @@ def test_order_of_images_and_chunks_change_nothing(systems: tuple, monkeypatch: 
         for p in ours
     ]
     assert paired_differences(both, other, TAXONOMY, draws=60) == whole
-    monkeypatch.setattr(comparison, "_CELLS_AT_ONCE", 120 * 7)
+    monkeypatch.setattr(resampling, "_CELLS_AT_ONCE", 120 * 7)
     in_chunks = paired_differences(ours, other, TAXONOMY, draws=60)
     assert all(in_chunks[name].value == pytest.approx(whole[name].value) for name in whole)
-
-
-def test_draws_are_stratified() -> None:
-    labels = np.array([0, 0, 0, 2, 2, 1])
-    (weights,) = comparison._draw(labels, 50, 3)
-    assert weights.shape == (50, 6)
-    assert (weights[:, :3].sum(1) == 3).all()
-    assert (weights[:, 3:5].sum(1) == 2).all()
-    assert (weights[:, 5] == 1).all()
-    assert weights[:, :3].std() > 0
 
 
 def test_other_images_labels_or_classes_are_refused(systems: tuple) -> None:
@@ -179,6 +203,79 @@ def test_without_dangerous_classes_there_is_no_rate_and_small_classes_are_named(
     found = paired_differences([ours[0].select(few)], [other[0].select(few)], TAXONOMY, draws=50)
     assert found["accuracy"].small_classes == ("BLA",)
     assert found["accuracy"].ours_spread is None
+
+
+@pytest.mark.parametrize("patients", [1, 2, ENOUGH_GROUPS - 1, 20])
+def test_blasts_of_a_few_patients_make_no_rate_clear(patients: int) -> None:
+    """Every patient's blasts are called safe by one system alone, so that every draw of patients looks the same."""
+    good = make(30.0, 1)
+    logits = good.logits.copy()
+    logits[good.labels == 0] = (0.0, 9.0, 0.0)
+    groups = [f"patient {i % patients}" if i % 3 == 0 else None for i in range(120)]
+    bad = replace(good, logits=logits, groups=groups, model_revision="bad")
+    rate = paired_differences([replace(good, groups=groups)], [bad], TAXONOMY, draws=50)["critical_to_safe"]
+    assert rate.value == rate.low == -1
+    assert rate.high > -1, "no draw differs, but other patients would"
+    assert (rate.groups, rate.n) == (patients, 40)
+    assert rate.is_clear is (patients == 20)
+    if patients < ENOUGH_GROUPS:
+        assert rate.high == 1 or patients > 2, "of one or two patients nothing follows"
+        assert rate.doubt == f"only {patients} group{'s' * (patients > 1)}, fewer than {ENOUGH_GROUPS}"
+
+
+def gained(count: int, lost: int, n: int = 100) -> tuple[Predictions, Predictions]:
+    """Two systems, of which the first alone is right in some images and the second alone in some others."""
+    labels = np.arange(n) % 3
+    right, wrong = (np.eye(3)[called] * 6.0 for called in (labels, (labels + 1) % 3))
+    rows = np.arange(n)[:, None]
+    base = make(1.0, 1, n)
+    ours = np.where((rows >= count) & (rows < count + lost), wrong, right)
+    other = np.where(rows < count, wrong, right)
+    return tuple(replace(base, labels=labels, logits=one.astype(np.float32)) for one in (ours, other))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("count", "lost"), [(4, 0), (5, 0), (6, 0), (9, 0), (9, 1), (9, 2), (10, 2), (13, 4), (30, 9)]
+)
+def test_the_verdict_on_accuracy_is_that_of_mcnemar(count: int, lost: int) -> None:
+    ours, other = gained(count, lost)
+    found = paired_differences([ours], [other], TAXONOMY, draws=400)
+    is_clear = bool(binomtest(count, count + lost).pvalue < 0.05)
+    assert found["accuracy"].is_clear is is_clear
+    assert (found["accuracy"].doubt is None) is is_clear
+    # Agresti and Min, but for the share of the difference in the draws
+    half = 1.96 * np.sqrt(count + lost + 1 - (count - lost) ** 2 / 102) / 102
+    assert found["accuracy"].high - found["accuracy"].value == pytest.approx(half, rel=0.1)
+    for name in ("macro_f1", "balanced_accuracy"):
+        assert found[name].discordant == count + lost
+        if count + lost < ENOUGH_DISCORDANT:
+            assert not found[name].is_clear
+            assert found[name].doubt == f"they differ in {count} images, fewer than 10"
+        elif is_clear:
+            assert found[name].is_clear
+
+
+@pytest.mark.parametrize("counts", [[2, 2, 2], [5, 5, 5], [14, 13, 13], [90, 8, 2], [60, 20, 5]])
+@pytest.mark.parametrize("skill", [1.0, 3.0])
+def test_equal_systems_are_called_different_in_five_of_a_hundred(counts: list[int], skill: float) -> None:
+    """Two systems of one skill on few images; 200 samples have a standard error of 1.5 of 100."""
+    rng = np.random.default_rng(sum(counts))
+    labels = np.repeat([0, 1, 2], counts)
+    base, repeats = make(1.0, 1, len(labels)), 200
+    metrics = (*COMPARED, "brier", "weighted_f1")
+    clear = dict.fromkeys(metrics, 0)
+    for number in range(repeats):
+        hard = rng.normal(0, 1, (len(labels), 3)) + skill * np.eye(3)[labels]
+        pair = [
+            replace(base, labels=labels, logits=(hard + rng.normal(0, 1, hard.shape)).astype(np.float32))
+            for _ in range(2)
+        ]
+        found = paired_differences(pair[:1], pair[1:], TAXONOMY, metrics, draws=100, seed=number)
+        for name, difference in found.items():
+            clear[name] += difference.is_clear
+            assert difference.low < difference.value < difference.high or abs(difference.value) == 1
+    assert all(count <= 0.09 * repeats for count in clear.values()), clear
+    assert sum(clear.values()) <= 0.05 * repeats * len(metrics), clear
 
 
 @pytest.mark.slow

@@ -154,3 +154,57 @@ def test_every_head_has_its_numbered_panel(heads: int) -> None:
     boxes = [axes.get_position() for axes in figure.axes]
     assert all(0 <= b.x0 < b.x1 <= 1 and 0 <= b.y0 < b.y1 <= 1 for b in boxes)
     assert len(draw_sheet([seen] * 5).axes) == 18
+
+
+def test_titles_are_whole_and_a_head_that_looks_elsewhere_stays_dark() -> None:
+    attention = np.full((2, 4, 6), 1e-6)
+    attention[0, 1, 1] = 0.9
+    words = "attention of the head's query"
+    seen = Explained("a.png", np.zeros((32, 48, 3), np.uint8), np.zeros((4, 6, 3)), attention, words)
+    figure = draw_page(seen, 0.5)
+    figure.canvas.draw()
+    panels = [axes for axes in figure.axes if axes.images]
+    ends = [axes.get_window_extent().x1 for axes in panels]
+    texts = [next(text for text in axes.get_children() if getattr(text, "get_text", str)() and text.get_text() ==
+             axes.get_title(loc="left")) for axes in panels]  # fmt: skip
+    assert panels[2].get_title(loc="left").startswith(f"{words}, mean: to ")
+    for text, end in zip(texts, ends, strict=True):
+        assert text.get_window_extent().x1 <= end + 1, text.get_text()
+    assert panels[4].get_title(loc="left") == "head 2: to 0.0 x even"
+    (dark,) = panels[4].images
+    assert dark.norm(attention[1]).max() < 0.01
+    (bright,) = panels[3].images
+    assert bright.norm(attention[0]).max() == 1
+
+
+def test_a_classifier_shows_the_attention_of_the_query_of_its_head(
+    run: Path, images: list[Path], tmp_path: Path
+) -> None:
+    from cytodino_hf.data.images import read_rgb
+    from cytodino_hf.evaluation.lookers import ClassifierLooker, load_looker
+
+    looker = load_looker(str(run))
+    assert isinstance(looker, ClassifierLooker)
+    picture = looker.picture(read_rgb(images[0]))
+    maps, answer = looker.look(picture)
+    model = looker.model
+    with torch.inference_mode():
+        pixels = looker.processor(picture, return_tensors="pt", do_center_crop=False)["pixel_values"]
+        tokens = model.backbone(pixels).last_hidden_state
+        query = model.head.query[None]
+        *before, last = model.head.blocks
+        for block in before:
+            query = block(query, tokens)
+        query = query + last._attend_self(last.norm_self(query))
+        # torch's own attention, from the same weights
+        _, weights = last.cross_attention(
+            last.norm_cross(query)[:, None], tokens, tokens, average_attn_weights=False
+        )
+    prefix = model.config.num_prefix_tokens
+    torch.testing.assert_close(torch.from_numpy(maps.attention).flatten(1), weights[0, :, 0, prefix:])
+    assert answer.split()[1] in model.config.id2label.values()
+    done = explain_images(str(run), images[:1], tmp_path / "out", image_size_px=64)
+    assert load_looker(str(run), 64).picture(read_rgb(images[0])).shape == (64, 64, 3)
+    assert len(done.pictures) == 1
+    with pytest.raises(CytoDinoError, match="no multiple of the patch"):
+        load_looker(str(run), 33)

@@ -76,7 +76,7 @@ def test_class_f1_stands_best_first_with_its_interval() -> None:
         np.array([False, False, True]),
     )
     axes = figure.axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["b  n=50", "c  n=1", "a  n=5"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["b  n=50", "c  n=1 (few)", "a  n=5"]
     other, critical = axes.get_lines()
     assert other.get_xydata().tolist() == [[0.9, 0], [0.5, 2]]
     assert critical.get_xydata().tolist() == [[0.7, 1]]
@@ -90,7 +90,7 @@ def test_names_are_no_formulas_and_the_bytes_are_the_same_twice(kind: str) -> No
         return [
             figure_bytes(draw_confusion_matrix(np.eye(3, dtype=int), HOSTILE, HOSTILE), kind),
             figure_bytes(draw_class_f1(HOSTILE, ones, ones, ones, ones.astype(int), ones > 0), kind),
-            figure_bytes(draw_class_panel({name: [_pixels(30, 30)] for name in HOSTILE}), kind),
+            figure_bytes(draw_class_panel({name: {name: [_pixels(30, 30)]} for name in HOSTILE}), kind),
         ]
 
     first = draw()
@@ -102,7 +102,7 @@ def test_names_are_no_formulas_and_the_bytes_are_the_same_twice(kind: str) -> No
 
 
 def test_a_data_address_holds_the_rendered_bytes() -> None:
-    figure = draw_class_panel({"a": [_pixels(20, 20)]})
+    figure = draw_class_panel({"x": {"a": [_pixels(20, 20)]}})
     address = figure_to_data_uri(figure, "png")
     assert address.startswith("data:image/png;base64,")
     assert base64.b64decode(address.split(",", 1)[1]) == figure_bytes(figure, "png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,12 @@ from cytodino_hf.data.dataset import CellDataset
 from cytodino_hf.data.samples import CellImages
 from cytodino_hf.data.sources import SOURCES
 from cytodino_hf.errors import DataError
-from cytodino_hf.evaluation.predictions import Predictions, read_embeddings, write_embeddings
+from cytodino_hf.evaluation.predictions import (
+    Predictions,
+    foreign_embeddings,
+    read_embeddings,
+    write_embeddings,
+)
 from cytodino_hf.evaluation.scoring import predict
 from cytodino_hf.model.configuration_cytodino import CytoDinoConfig
 from cytodino_hf.model.image_processing_cytodino import CytoDinoImageProcessor
@@ -33,6 +39,7 @@ COLUMNS = [
     "logits",
     "probabilities",
     "prediction",
+    "ood",
     "model_revision",
 ]
 
@@ -75,6 +82,33 @@ def test_parquet_round_trip_keeps_every_value(predictions: Predictions, tmp_path
     assert back.logits.dtype == np.float32
 
 
+def test_what_is_strange_and_calibrated_goes_through_parquet(
+    predictions: Predictions, tmp_path: Path
+) -> None:
+    path = tmp_path / "p.parquet"
+    known = replace(predictions, ood=[True, None, False], calibration="f" * 64)
+    known.to_parquet(path)
+    back = Predictions.from_parquet(path)
+    assert (back.ood, back.calibration) == ([True, None, False], "f" * 64)
+    assert back.select([2, 0]).ood == [False, True]
+    assert back.fold("validation").ood == [None]
+    predictions.to_parquet(path)
+    assert (Predictions.from_parquet(path).ood, Predictions.from_parquet(path).calibration) == (None, None)
+    with pytest.raises(ValueError, match="disagree in length"):
+        replace(predictions, ood=[True])
+
+
+def test_a_file_of_an_earlier_version_is_read(predictions: Predictions, tmp_path: Path) -> None:
+    """It has no column `ood`, and its metadata no calibration."""
+    path = tmp_path / "p.parquet"
+    table = predictions.to_table().drop_columns(["ood"])
+    about = json.loads(table.schema.metadata[b"cytodino"])
+    del about["calibration"]
+    pq.write_table(table.replace_schema_metadata({"cytodino": json.dumps(about)}), path)
+    back = Predictions.from_parquet(path)
+    assert (back.ids, back.ood, back.calibration) == (predictions.ids, None, None)
+
+
 def test_parquet_has_the_one_schema(predictions: Predictions, tmp_path: Path) -> None:
     predictions.to_parquet(tmp_path / "p.parquet")
     table = pq.read_table(tmp_path / "p.parquet")
@@ -108,19 +142,44 @@ def test_columns_of_different_length_are_refused(predictions: Predictions) -> No
 
 
 def test_another_file_is_refused_by_name(predictions: Predictions, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such predictions file"):
+    with pytest.raises(DataError, match="no such folder or file"):
         Predictions.from_parquet(tmp_path / "absent.parquet")
-    write_embeddings(tmp_path / "e.parquet", ["a"], np.zeros((1, 2)))
+    write_embeddings(tmp_path / "e.parquet", ["a"], np.zeros((1, 2)), model_revision="r")
     with pytest.raises(DataError, match=r"e\.parquet: no predictions of this project"):
         Predictions.from_parquet(tmp_path / "e.parquet")
+    (tmp_path / "cells.csv").write_text("id,p(BLA)\n")
+    with pytest.raises(DataError, match=r"cells\.csv: a CSV file holds rounded probabilities"):
+        Predictions.from_parquet(tmp_path / "cells.csv")
 
 
 def test_embeddings_round_trip(tmp_path: Path) -> None:
     values = np.arange(6, dtype=np.float32).reshape(3, 2) / 7
-    write_embeddings(tmp_path / "new" / "embeddings.parquet", ["a", "b", "c"], values)
+    write_embeddings(tmp_path / "new" / "embeddings.parquet", ["a", "b", "c"], values, model_revision="r")
     ids, back = read_embeddings(tmp_path / "new" / "embeddings.parquet")
     assert ids == ["a", "b", "c"]
     np.testing.assert_array_equal(back, values)
+
+
+def test_embeddings_say_whose_they_are(predictions: Predictions, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    file, ids = tmp_path / "embeddings.parquet", predictions.ids
+    values = np.zeros((len(ids), 2))
+    write_embeddings(file, ids, values, model_revision=predictions.model_revision)
+    assert foreign_embeddings(file, predictions) is None
+    why = foreign_embeddings(file, replace(predictions, model_revision="another"))
+    assert why == f"they are of the weights {predictions.model_revision}, the answers of another"
+    changed = replace(predictions, prepared="resized by 2")
+    why = foreign_embeddings(file, changed)
+    assert why == "they are of pictures as they are, the answers of pictures resized by 2"
+    write_embeddings(file, ids, values, model_revision=changed.model_revision, prepared=changed.prepared)
+    assert foreign_embeddings(file, changed) is None
+    assert foreign_embeddings(file, predictions) is not None
+    changed.to_parquet(tmp_path / "changed.parquet")
+    assert Predictions.from_parquet(tmp_path / "changed.parquet").prepared == "resized by 2"
+    earlier = pq.read_table(file).replace_schema_metadata(None)
+    pq.write_table(earlier, file)
+    assert foreign_embeddings(file, predictions) is None
 
 
 def tiny_model() -> CytoDinoForImageClassification:

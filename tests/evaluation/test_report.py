@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 from cytodino_hf.errors import DataError
+from cytodino_hf.evaluation.confusion import lineage_order
 from cytodino_hf.evaluation.metrics import METRICS, confusion_matrix, confusion_metrics
 from cytodino_hf.evaluation.predictions import Predictions
-from cytodino_hf.evaluation.report import ReportContext, build_report, lineage_order, write_report
+from cytodino_hf.evaluation.report import ReportContext, build_report, write_report
 from cytodino_hf.taxonomy import MLL, CellClass, Taxonomy
 
 CELLS = MLL.subset(["BLA", "PMO", "NGS", "LYT"])  # label order BLA LYT NGS PMO
-SECTIONS = ["Verdict", "Data", "Model", "Training", "Evaluation", "Recipe and environment"]
+SECTIONS = ["Verdict", "Evaluation", "Data", "Model", "Training", "Recipe and environment"]
 
 
 def _predictions(labels: list[int], predicted: list[int], taxonomy: Taxonomy = CELLS) -> Predictions:
@@ -114,7 +115,9 @@ def test_critical_mistakes_and_confusions_are_told() -> None:
     assert {k: critical["safe_to_critical"][k] for k in ("mistakes", "of")} == {"mistakes": 1, "of": 9}
     assert {code: row["mistakes"] for code, row in critical["per_class"].items()} == {"BLA": 1, "PMO": 1}
     first = test["top_confusions"][0]
-    assert first == {"true": "PMO", "predicted": "LYT", "count": 1, "share": pytest.approx(1 / 3)}
+    assert (first["true"], first["predicted"], first["count"], first["of"]) == ("PMO", "LYT", 1, 3)
+    assert first["share"] == pytest.approx(1 / 3)
+    assert 0 < first["low"] < first["share"] < first["high"] < 1
     row = test["per_class"][0]
     assert (row["code"], row["images"], row["predicted"]) == ("BLA", 6, 5)
     assert row["recall"]["value"] == pytest.approx(4 / 6)
@@ -139,6 +142,24 @@ def test_a_fold_without_labels_gives_a_page_without_numbers(tmp_path: Path) -> N
     assert report["test"]["critical"]["critical_to_safe"]["rate"] is None
     assert "no number to give" in (tmp_path / "report.html").read_text()
     write_report(tmp_path / "none", {}, _context(class_panel=None, augmentation_strip=None, training={}))
+
+
+def test_what_could_not_be_otherwise_is_no_number(tmp_path: Path) -> None:
+    # Only blasts: none of another class can be called one, so a precision says nothing.
+    blasts = _predictions([0] * 8, [0] * 6 + [2, 3])
+    report = write_report(tmp_path / "one", {"test": blasts}, _context(), draws=100)
+    test, page = report["test"], (tmp_path / "one" / "report.html").read_text()
+    assert set(METRICS) - set(test["metrics"]) == {"macro_precision", "weighted_precision"}
+    reason = test["undefined"]["macro_precision"]
+    assert "of one class" in reason
+    assert page.count(f"none: {reason}") == 2
+    # LYT was never called: no precision, as it has no recall without an image.
+    assert [row["precision"] is None for row in test["per_class"]] == [False, True, False, False]
+    alone = MLL.subset(["BLA"])
+    single = {"test": _predictions([0] * 8, [0] * 8, alone)}
+    report = write_report(tmp_path / "alone", single, _context(alone), draws=100)
+    assert report["test"]["metrics"] == {}
+    assert "There is one class" in (tmp_path / "alone" / "report.html").read_text()
 
 
 def test_diverged_or_foreign_predictions_are_refused() -> None:
@@ -280,3 +301,16 @@ def test_lineages_stand_together_immature_first() -> None:
     lineages = [MLL.lineages[MLL.index(code)] for code in codes]
     changes = sum(a != b for a, b in pairwise(lineages))
     assert changes == len(set(lineages)) - 1
+
+
+def test_classes_of_few_images_are_marked_wherever_their_numbers_stand(tmp_path: Path) -> None:
+    taxonomy = MLL.subset(["BLA", "LYT", "NGS"])
+    labels = [0] * 4 + [1] * 5 + [2] * 9
+    predictions = {"test": _predictions(labels, [1] * 4 + labels[4:], taxonomy)}
+    context = _context(taxonomy)
+    write_report(tmp_path, predictions, context, draws=50)
+    rows = re.findall(r"<tr>.*?</tr>", (tmp_path / "report.html").read_text(), re.S)
+    of_few = [row for row in rows if '<span class="lead">BLA</span> blast' in row or ">BLA</td>" in row]
+    marked = [row for row in of_few if '<span class="chip warn">few</span>' in row]
+    assert len(marked) >= 2, "the table of classes and that of dangerous mistakes"
+    assert not any("few</span>" in row for row in rows if ">LYT</td>" in row)

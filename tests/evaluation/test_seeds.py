@@ -44,6 +44,15 @@ def test_both_parts_add_up_and_the_images_lend_degrees_of_freedom() -> None:
     assert freedom == pytest.approx(8.125, abs=0.01)  # four by the seeds alone, at most
 
 
+def test_images_of_few_degrees_of_freedom_widen_it() -> None:
+    half = stats.t.ppf(0.975, 4) * 0.03
+    assert interval_of_both(0.1, 0.03, ((None, 1),), freedom=4) == pytest.approx((0.1 - half, 0.1 + half))
+    # Both: d^4 / 4 + s^4 / 2
+    freedom = (0.03**2 + 0.02**2 / 3) ** 2 / (0.03**4 / 4 + (0.02**2 / 3) ** 2 / 2)
+    half = stats.t.ppf(0.975, freedom) * np.sqrt(0.03**2 + 0.02**2 / 3)
+    assert interval_of_both(0.0, 0.03, ((0.02, 3),), freedom=4) == pytest.approx((-half, half))
+
+
 def answers(rng: np.random.Generator, hard: np.ndarray, skill: float, seed_sd: float) -> Predictions:
     n = len(hard)
     labels = np.arange(n) % 3
@@ -103,6 +112,7 @@ def test_a_rate_that_a_few_images_decide_is_never_clear() -> None:
         assert found.discordant == count
         assert found.value == pytest.approx(-count / 100)
         assert found.high_of_both < 0
+        assert found.n == 100
         assert found.is_clear is is_clear
     # Seeds of which one in three calls an image safe count a third each.
     several = [wrong_in(12), wrong_in(0), wrong_in(0)]

@@ -73,6 +73,36 @@ def test_the_metadata_read_back() -> None:
     assert data.get("license") is None
 
 
+def test_it_says_how_sure_the_model_is() -> None:
+    """Of what the report holds; without it nothing is said, and calibration stays the author's to tell."""
+    ece = {
+        "before": {"value": 0.08, "low": 0.05, "high": 0.12},
+        "after": {"value": 0.03, "low": 0.02, "high": 0.06},
+    }
+    parts = {
+        "calibration": {"method": "temperature", "metrics": {"ece": ece}},
+        "selective": {"per_class_point": None},
+        "conformal": {"missing": "No set of classes can be promised: there is no calibration fold."},
+    }
+    text = card(parts=parts)
+    said = re.search(r"### How sure it is\n(.*?)\n### ", text, re.DOTALL)
+    assert said
+    lines = [line for line in said.group(1).splitlines() if line.startswith("- ")]
+    assert lines == [
+        "- Its expected calibration error is 0.080 (0.050 to 0.120), after a temperature 0.030 (0.020 to 0.060)."
+    ]
+    assert "How sure it is" not in card()
+    unknown = f"whether they are calibrated: {BLANK}"
+    assert unknown in text
+    assert "ood" not in text
+    bound = {"revision": "d" * 64, "files": {"calibration.json": "e" * 64, "ood.safetensors": "f" * 64}}
+    config = CONFIG | {"binding": CONFIG["binding"] | {"companions": bound}}
+    whole = model_card("me/demo", report(), config, PROCESSOR, PLAIN, is_merged=True, storage="float32")
+    assert unknown not in whole
+    assert "`calibration.json` calibrates them" in whole
+    assert "`ood.safetensors` lets cytodino_hf call out" in whole
+
+
 def test_class_names_with_html_or_formulas_stay_inert() -> None:
     text = card()
     row = next(line for line in text.splitlines() if line.startswith("| BLA |"))

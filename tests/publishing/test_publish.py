@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from companion_files import SCALE, with_companions
 from hub_server import DROP, READ_TOKEN, WRITE_TOKEN, Hub, hub_server
 from safetensors.numpy import save_file
 
+from cytodino_hf import CellClassifier
 from cytodino_hf.errors import LeakError, PublishError
 from cytodino_hf.evaluation.predictions import Predictions
 from cytodino_hf.finetune import finetune
@@ -28,15 +30,16 @@ from cytodino_hf.recipe import parse_recipe
 TESTS = Path(__file__).parent
 CODE = {f"{name}_cytodino.py" for name in ("binding", "configuration", "image_processing", "modeling")}
 ABOUT = {"README.md", "config.json", "preprocessor_config.json", "recipe.json", "environment.json"}
-ALWAYS = CODE | ABOUT | {"confusion_matrix.png"}
+COMPANIONS = {"calibration.json", "ood.safetensors", "appearance.json"}
 ADAPTER = {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
+ALWAYS = CODE | ABOUT | COMPANIONS | {"confusion_matrix.png"}
 BASE = {"base/config.json", "base/model.safetensors"}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, run: Path) -> Path:
     """A RUN of our own, with files in it that must not leave; its backbone is not on the Hub."""
-    copy = shutil.copytree(run, tmp_path_factory.mktemp("run") / "demo")
+    copy = with_companions(run, tmp_path_factory.mktemp("run") / "demo")
     for secret in ("training_args.bin", "optimizer.pt", "adapter/optimizer.pt", "notes.csv"):
         (copy / secret).write_text("must not leave")
     return copy
@@ -192,6 +195,54 @@ def test_what_is_pulled_answers_as_the_run_did(
         assert 0 < away < BFLOAT16_SHARE * np.abs(predictions.logits).max(), (name, away)
 
 
+def test_calibrated_answers_of_what_is_pulled_are_those_of_the_run(
+    run: Path,
+    cells: Path,
+    published: tuple[Hub, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whole or in a narrower type the weights are others; the calibration fitted for the RUN still belongs to them.
+
+    A probability moves by at most half of what two logits move apart by, that is by the bound on one logit, scaled.
+    """
+    hub, _ = published
+    own = CellClassifier.from_pretrained(run)
+    wanted = own.predict(cells, calibrated=True)
+    largest = np.abs(Predictions.from_parquet(run / "predictions" / "test.parquet").logits).max()
+    bound = BFLOAT16_SHARE * largest * max(SCALE)
+    hub.asked_from_here(monkeypatch, tmp_path, WRITE_TOKEN)
+    for name, away in {
+        "me/adapter": 1e-5, "me/merged": 1e-5, "me/narrow": bound, "me/narrow_merged": bound
+    }.items():  # fmt: skip
+        pulled = CellClassifier.from_pretrained(name)
+        assert (pulled.place.revision() == own.place.revision()) == (name == "me/adapter")
+        found = pulled.predict(cells, calibrated=True)
+        assert found.are_calibrated
+        np.testing.assert_allclose(found.probabilities, wanted.probabilities, atol=away)
+        if away < 1e-4:
+            assert [cell.ood for cell in found] == [cell.ood for cell in wanted]
+        assert {cell.ood for cell in found} <= {True, False}
+        assert pulled.calibration.model_revision == own.place.revision()
+
+
+def test_files_that_are_not_bound_stay(run: Path, tmp_path: Path) -> None:
+    """A calibration that somebody put there belongs to nobody; a changed or missing one stops everything."""
+    loose = shutil.copytree(run, tmp_path / "loose")
+    config = json.loads((loose / "config.json").read_text())
+    del config["binding"]["companions"]
+    (loose / "config.json").write_text(json.dumps(config))
+    text = publish(loose, "me/x", dry_run=True).text
+    assert not COMPANIONS & {line.split()[0] for line in text.split("\nin all")[0].splitlines()}
+    changed = shutil.copytree(run, tmp_path / "changed")
+    (changed / "calibration.json").write_text("{}")
+    with pytest.raises(PublishError, match=r"calibration\.json has sha256 \w{64}, .* bound to \w{64}"):
+        publish(changed, "me/x", merged=True, dry_run=True)
+    (changed / "calibration.json").unlink()
+    with pytest.raises(PublishError, match=r"calibration\.json is missing"):
+        publish(changed, "me/x", dry_run=True)
+
+
 def test_narrow_weights_are_half_the_bytes(published: tuple[Hub, dict[str, Any]]) -> None:
     hub, _ = published
     for wide, narrow, file in (
@@ -325,7 +376,10 @@ def test_the_hub_section_publishes_at_the_end_and_the_same_command_completes_it(
         with pytest.raises(PublishError, match="may only read"):
             finetune(recipe)
         assert hub.requests.count(("POST", "/api/repos/create")) == begun == 2
-        assert set(hub.files("me/end")) - {".gitattributes"} == ALWAYS | ADAPTER | {"LICENSE.md"}
+        bound = json.loads(hub.files("me/end")["config.json"])["binding"]["companions"]["files"]
+        assert "appearance.json" in bound
+        wanted = (ALWAYS - COMPANIONS) | set(bound) | ADAPTER | {"LICENSE.md"}
+        assert set(hub.files("me/end")) - {".gitattributes"} == wanted
         assert hub.files("me/end")["LICENSE.md"] == licence
         assert hub.repos["model", "me/end"].is_private
         card = hub.files("me/end")["README.md"].decode()

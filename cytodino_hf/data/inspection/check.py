@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from ...errors import DataError, RecipeError
 from ...page import plain
 from ...recipe import DataSection
+from ...recipe_checks import check_taxonomy
 from ...recipe_mistakes import check_model, check_source_options, parse_overrides
 from ..loading import divide, index_images, leave_out_rejected, refuse_too_many_rejected
 from ..samples import CellImages
@@ -65,6 +66,8 @@ def data_section(
     section = check_model(DataSection, data, "data", found, known=(*DataSection.model_fields, *SOURCES))
     if section is not None and section.source not in SOURCES:
         found.append(f"source {section.source!r}: unknown; sources are {', '.join(SOURCES)}")
+    if section is not None:
+        check_taxonomy(section.taxonomy, "data", found)
     if found:
         raise RecipeError(found, "command line")
     return section, options

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import DataError
+from ..hdf5_pictures import path_on_disk
 from ..images import read_file, read_rgb_and_notes
 from ..parallel import Died, work_through
 from ..samples import CellImages
@@ -188,7 +189,7 @@ def _entries(root: Path, paths: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
     entries = []
     for path in paths:
         try:
-            entry = os.stat(f"{root}/{path}")
+            entry = os.stat(path_on_disk(f"{root}/{path}"))
             entries.append((entry.st_size, entry.st_mtime_ns))
         except OSError:
             entries.append((-1, -1))  # `look_at` says why

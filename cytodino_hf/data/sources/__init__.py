@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import hub_dataset, image_folder, mll, synthetic
+from . import acevedo, aml_hehr, hub_dataset, image_folder, matek19, mll, mll23, pcam, synthetic
 from .base import Source, SourceOptions
 
 __all__ = ["SOURCES", "Source", "SourceOptions"]
@@ -12,4 +12,9 @@ SOURCES: dict[str, Source] = {
     "image_folder": image_folder.SOURCE,
     "hub_dataset": hub_dataset.SOURCE,
     "synthetic": synthetic.SOURCE,
+    "matek19": matek19.SOURCE,
+    "acevedo": acevedo.SOURCE,
+    "mll23": mll23.SOURCE,
+    "aml_hehr": aml_hehr.SOURCE,
+    "pcam": pcam.SOURCE,
 }

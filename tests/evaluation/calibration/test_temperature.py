@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cytodino_hf.evaluation.temperature import fit_temperature
+from cytodino_hf.evaluation.calibration.temperature import fit_temperature
 
 
 @pytest.mark.parametrize("made_with", [0.5, 1.0, 3.0])

@@ -1,0 +1,1 @@
+"""Two runs on the same test images: is the difference real, in which classes, and which cells changed."""
