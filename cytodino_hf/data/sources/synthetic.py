@@ -24,6 +24,7 @@ import numpy as np
 from pydantic import Field
 
 from ...errors import DataError
+from ...recipe_mistakes import check_model
 from ...taxonomy import MLL_IMAGE_COUNTS, Taxonomy
 from ..samples import DRAWN_RECORD, CellImages, build_cell_images
 from ..user_cache import user_cache
@@ -154,10 +155,11 @@ def draw_image_set(
     Raises:
         DataError: An argument is out of range, or the folder holds something else or cannot be written.
     """
-    try:
-        options = Options(cells=cells, seed=seed, imbalance_power=imbalance_power, patients=patients)
-    except ValueError as error:
-        raise DataError(f"cannot draw cells: {error}") from error
+    mistakes: list[str] = []
+    asked = {"cells": cells, "seed": seed, "imbalance_power": imbalance_power, "patients": patients}
+    options = check_model(Options, asked, "synthetic", mistakes)
+    if mistakes:
+        raise DataError(f"cannot draw cells: {'; '.join(mistakes)}")
     _draw_missing(Path(out), options, workers, progress)
     return class_counts(cells, imbalance_power)
 
