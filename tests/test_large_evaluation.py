@@ -16,6 +16,17 @@ from cytodino_hf.evaluation.baselines import BASELINES
 from cytodino_hf.evaluation.predictions import Predictions, write_embeddings
 from cytodino_hf.taxonomy import MLL
 
+#: The command, and its own peak of memory: what `wait4` says begins with that of the process that started it.
+MEASURED = """
+import sys
+from cytodino_hf.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as stop:
+    assert not stop.code
+with open("/proc/self/status") as lines:
+    print("peak KiB", next(line.split()[1] for line in lines if line.startswith("VmHWM")), flush=True)
+"""
 #: Images by fold; the test fold is a fifth of the published set of about 171,000 cells.
 IMAGES = {"validation": 3_400, "calibration": 3_400, "test": 34_000}
 #: Of the embeddings of the largest backbone that is trained here.
@@ -80,10 +91,10 @@ def large_run(folder: Path) -> Path:
 @pytest.mark.slow
 def test_a_large_evaluation_stays_under_a_minute_of_cpu_and_2_gb(tmp_path: Path) -> None:
     run = large_run(tmp_path / "run")
-    command = [sys.executable, "-m", "cytodino_hf", "evaluate", str(run)]
+    command = [sys.executable, "-c", MEASURED, "evaluate", str(run)]
     with (tmp_path / "said").open("wb") as said:
         started = subprocess.Popen(command, stdout=said, stderr=said)
-        _, status, used = os.wait4(started.pid, 0)  # CPU time and memory of this process alone
+        _, status, used = os.wait4(started.pid, 0)  # CPU time of this process alone
     started.returncode = os.waitstatus_to_exitcode(status)
     assert started.returncode == 0, (tmp_path / "said").read_text()
     report = json.loads((run / "report" / "report.json").read_text())
@@ -93,4 +104,5 @@ def test_a_large_evaluation_stays_under_a_minute_of_cpu_and_2_gb(tmp_path: Path)
     assert not missing
     assert len(report["parts"]["baselines"]["systems"]) == len(BASELINES) + 1
     assert used.ru_utime + used.ru_stime < SECONDS
-    assert used.ru_maxrss / 2**20 < GIBIBYTES
+    peak_kib = int((tmp_path / "said").read_text().rpartition("peak KiB ")[2])
+    assert peak_kib / 2**20 < GIBIBYTES
