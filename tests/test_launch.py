@@ -164,9 +164,8 @@ def test_two_processes_that_would_train_alone_are_refused_before_anything_is_wri
     assert not (job / "run").exists()
 
 
-@pytest.mark.parametrize(
-    "launcher", [TORCHRUN, pytest.param(ACCELERATE, marks=pytest.mark.slow)], ids=lambda x: x[0]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=lambda x: x[0])
 def test_two_processes_train_one_model(job: Path, launcher: Sequence[str]) -> None:
     """They leave one finished RUN, speak with one voice and part without a complaint."""
     done = start(job, launcher, ACCELERATE_USE_CPU="true")
@@ -182,11 +181,20 @@ def test_two_processes_train_one_model(job: Path, launcher: Sequence[str]) -> No
 @pytest.mark.parametrize(
     ("options", "wanted"),
     [
-        ([], "set by accelerate_config.yaml"),
-        (["--config_file", str(YAML)], "set by accelerate launch --config_file"),
-        (["--mixed_precision", "no"], "precision no, set by accelerate launch --mixed_precision"),
+        pytest.param([], "set by accelerate_config.yaml", id="plain"),
+        pytest.param(
+            ["--config_file", str(YAML)],
+            "set by accelerate launch --config_file",
+            id="config_file",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["--mixed_precision", "no"],
+            "precision no, set by accelerate launch --mixed_precision",
+            id="mixed_precision",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["plain", "config_file", "mixed_precision"],
 )
 def test_the_literal_command(
     options: list[str],

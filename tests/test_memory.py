@@ -186,7 +186,9 @@ needs_linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason=
 
 
 @needs_linux
-@pytest.mark.parametrize("autocast", [True, False], ids=["bf16", "float32"])
+@pytest.mark.parametrize(
+    "autocast", [pytest.param(True, id="bf16", marks=pytest.mark.slow), pytest.param(False, id="float32")]
+)
 def test_estimate_against_the_peak_of_a_real_training(autocast: bool) -> None:
     """Within 20 % of the resident set of the whole process, with the heap as the command line sets it."""
     peak, estimate = peak_and_estimate(THIRD, {}, 8, autocast, False)

@@ -66,6 +66,7 @@ def test_the_shipped_recipes_fit_a_16_gb_card(
     assert f"{made.memory.on_gpu / 2**30:.2f} GiB on a GPU" in text
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_comes_with_what_to_change(images: Path, vit_l: Path) -> None:
     made = plan("cytodino32", images, vit_l, "--training.per_device_train_batch_size", "64")
     text = made.to_text()

@@ -125,6 +125,7 @@ def test_thousands_of_copies_of_one_file_cost_no_more_than_others(cells: list[np
     assert time.process_time() - started < 2
 
 
+@pytest.mark.slow
 def test_thousands_of_frames_of_one_cell_are_one_cluster_without_every_pair(cells: list[np.ndarray]) -> None:
     """Frames of a film: no two have the same bytes, every two are alike."""
     frames = [
