@@ -45,7 +45,7 @@ def test_the_number_needed_is_computed() -> None:
 def test_it_is_refused_below_the_number_needed(risk: float, needed: int) -> None:
     logits = np.tile([9.0, 0.0, 0.0], (needed, 1))
     refused = bound_risk(logits[1:], np.zeros(needed - 1, int), TAXONOMY, risk)
-    assert refused.is_refused
+    assert refused.bar is None
     assert (refused.cells, refused.allowed, refused.bar) == (needed - 1, None, None)
     found = bound_risk(logits, np.zeros(needed, int), TAXONOMY, risk)
     assert (found.allowed, found.bar) == (0, math.inf)  # none is called safe: nobody needs to look

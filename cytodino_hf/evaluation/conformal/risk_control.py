@@ -45,11 +45,6 @@ class RiskBound:
     allowed: int | None
     bar: float | None
 
-    @property
-    def is_refused(self) -> bool:
-        """Whether there are too few critical cells to promise anything."""
-        return self.bar is None
-
 
 def critical_cells_needed(risk: float, confidence: float = 0.9) -> int:
     """The fewest critical cells, all handled rightly, that rule out a larger risk: (1 - risk)^n <= 1 - confidence.

@@ -5,27 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from ...data.inspection.scan import scan_images
 from ..statistics import wilson_interval
-
-if TYPE_CHECKING:
-    from ...data.samples import CellImages
 
 #: Clusters a report lists.
 LISTED_CLUSTERS = 40
-
-
-def find_clusters(images: CellImages) -> list[list[int]]:
-    """Rows of images that show one picture (see `data.inspection.near_duplicates`).
-
-    Args:
-        images: Readable images; what an earlier scan of the same files found is taken from the user's cache.
-    """
-    return scan_images(images).duplicates.clusters()
 
 
 def copies_section(

@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 from scipy.stats import t
 
+from cytodino_hf.data.inspection.scan import scan_images
 from cytodino_hf.data.sources import SOURCES
 from cytodino_hf.data.stain import optical_density
 from cytodino_hf.evaluation import report
-from cytodino_hf.evaluation.data_questions.copies import copies_section, find_clusters
+from cytodino_hf.evaluation.data_questions.copies import copies_section
 from cytodino_hf.evaluation.data_questions.section import (
     class_counts,
     data_questions_section,
@@ -56,7 +57,7 @@ def test_copies_are_found_in_files(make_images: Callable[..., Path], tmp_path: P
     picture = Image.open(root / "BLA" / "BLA_00001.png")
     picture.save(root / "LYT" / "LYT_00009.png")
     images = SOURCES["image_folder"].load(root, MLL, SOURCES["image_folder"].options())
-    (cluster,) = find_clusters(images)
+    (cluster,) = scan_images(images).duplicates.clusters()
     assert [images.column("path")[row] for row in cluster] == ["BLA/BLA_00001.png", "LYT/LYT_00009.png"]
 
 
